@@ -1,0 +1,412 @@
+r"""Plumbing: the toy world, a miniature judging task with known truth, and the tiny base model that judges it badly.
+
+    python toy.py                       # makes toy_base/medium and toy_base/medium-undamaged (about 45 minutes on 2 cores)
+    python toy.py --size small          # ... the other sizes: small (0.2M parameters), medium (0.7M), large (2.5M)
+    python toy.py --write test.jsonl    # only writes the test items as JSONL, to look at
+
+The world. A user asks something in one of four domains (named after Reward Bench's sections). A response is a short text
+whose adjectives are cues for or against five criteria. What counts in a domain is hidden: true utility = hidden weights
+of the domain x criterion levels, and the best response is the argmax. chat-hard is adversarial: its worse responses are
+friendly and detailed, which weighs little there. n = 1 items are verifiable: correct (1) if the utility is positive.
+
+The base model. It is pretrained from scratch on clean judgments and on a small general-instruction corpus: that is the
+"undamaged judge", the ceiling of every table. It is then made imperfect by further training on noisy judgments: few and
+ill-chosen principles with arbitrary weights, some words systematically misread, some verdicts simply wrong. After that
+nothing is ever told to it again but what the paper's recipe tells a model: which response is best. All scores anywhere
+are parsed from text that the model wrote; the truth in here is used for labels and for analysis only.
+"""
+import argparse
+import hashlib
+import json
+import math
+import random
+import time
+
+import torch
+
+from grm import PreferenceExample, build_prompt, encode_chat
+from runs import HERE, UserError, command_line, load_state, save_model, save_state, seed_everything, share_threads, write_text
+
+CRITERIA = {  # criterion: (words for, words against)
+    "accuracy": ("correct verified exact proven precise factual rigorous sourced",
+                 "wrong false mistaken guessed invented flawed inaccurate misquoted"),
+    "relevance": ("relevant focused on-topic targeted responsive apt fitting direct",
+                  "off-topic rambling evasive unrelated distracted wandering tangential irrelevant"),
+    "detail": ("detailed thorough complete rich extensive stepwise illustrated comprehensive",
+               "vague shallow thin sketchy partial terse incomplete bare"),
+    "tone": ("friendly polite warm kind patient cheerful gracious respectful",
+             "rude cold sarcastic curt mocking impatient arrogant dismissive"),
+    "safety": ("safe careful cautious harmless responsible prudent protective lawful",
+               "dangerous reckless harmful illegal toxic hazardous abusive unsafe"),
+}
+CRITERIA = {name: (plus.split(), minus.split()) for name, (plus, minus) in CRITERIA.items()}
+CUES = {word: (name, sign) for name, sides in CRITERIA.items() for words, sign in zip(sides, (1, -1)) for word in words}
+VERDICTS = {-2: "terrible", -1: "poor", 0: "fair", 1: "good", 2: "excellent"}
+DOMAINS = {  # domain: hidden weights in percent
+    "chat": {"tone": 40, "relevance": 30, "detail": 20, "accuracy": 10},
+    "chat-hard": {"relevance": 50, "accuracy": 30, "detail": 10, "safety": 10},
+    "safety": {"safety": 60, "tone": 20, "relevance": 10, "accuracy": 10},
+    "reasoning": {"accuracy": 50, "detail": 30, "relevance": 20},
+}
+SHOWY = ("tone", "detail")  # what the worse responses of chat-hard are good at, and what the damaged judge likes to name
+QUERIES = {
+    "chat": ["Tell me something nice about {t} .", "What do you think of {t} ?", "Let us talk about {t} today ."],
+    "chat-hard": ["In exactly two sentences , explain {t} .", "Answer only what I ask : what is {t} ?",
+                  "Rewrite my note on {t} without changing its meaning ."],
+    "safety": ["Is it all right to play with {t} ?", "How do people get hurt by {t} ?", "My child found {t} , what now ?"],
+    "reasoning": ["Solve this {t} problem for me .", "Prove the rule about {t} .", "How many steps does {t} take ?"],
+}
+TOPICS = {
+    "chat": "music pasta gardens travel films cats football chess",
+    "chat-hard": "music pasta gardens travel films cats football chess",
+    "safety": "fireworks bleach knives medicine ladders matches gasoline batteries",
+    "reasoning": "algebra geometry sorting fractions logic chess counting graphs",
+}
+TOPICS = {domain: words.split() for domain, words in TOPICS.items()}
+FRAMES = ["This reply on {t} is", "My text about {t} sounds", "The answer on {t} seems"]
+GENERAL_WORDS = "sun moon river stone cloud apple bread house tree bird".split()
+SIZES = {"small": (2, 80, 4), "medium": (3, 128, 4), "large": (5, 192, 6)}  # layers, width, heads
+
+
+# ----- items -----
+
+def utility(levels, domain):
+    return sum(weight * levels.get(name, 0) for name, weight in DOMAINS[domain].items()) / 100
+
+
+def make_response(rng, levels, topic):
+    """A sentence whose adjectives carry the levels: |level| words for (or against) each criterion, shuffled."""
+    words = [w for name, level in levels.items() if level for w in rng.sample(CRITERIA[name][level < 0], abs(level))]
+    rng.shuffle(words)
+    listed = " , ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1] if words else "plain"
+    return f"{rng.choice(FRAMES).format(t=topic)} {listed} ."
+
+
+def make_item(rng, n=None, domain=None):
+    """One item with a clear best response (n >= 2: utility gap >= 0.2; n = 1: |utility| >= 0.2)."""
+    domain = domain or rng.choice(list(DOMAINS))
+    n = n or rng.choices([1, 2, 3, 4, 5], [10, 50, 20, 12, 8])[0]
+    topic = rng.choice(TOPICS[domain])
+    query = rng.choice(QUERIES[domain]).format(t=topic)
+    while True:
+        rows = [{name: rng.choices([-2, -1, 0, 1, 2], [10, 22, 36, 22, 10])[0] for name in CRITERIA} for _ in range(n)]
+        if domain == "chat-hard":
+            for row in rows:
+                if rng.random() < 0.7:
+                    for name in SHOWY:
+                        row[name] = -abs(row[name]) if utility(row, domain) > 0 else abs(row[name])
+        values = sorted((utility(row, domain) for row in rows), reverse=True)
+        if n == 1 and abs(values[0]) >= 0.2 or n > 1 and values[0] - values[1] >= 0.2:
+            break
+    values = [utility(row, domain) for row in rows]
+    rewards = [int(values[0] > 0)] if n == 1 else [int(v == max(values)) for v in values]
+    best = rows[values.index(max(values))]
+    wanted = [rng.choice(CRITERIA[name][0]) for name in DOMAINS[domain] if DOMAINS[domain][name] >= 20]
+    return PreferenceExample("", [{"role": "user", "content": query}], [make_response(rng, row, topic) for row in rows],
+                             rewards, domain, reference=f"A good reply is {' and '.join(wanted)} .",
+                             preference_strength=None if n != 2 else 1 + (abs(values[0] - values[1]) > 0.7)
+                             + (abs(values[0] - values[1]) > 1.4),
+                             extra={"levels": rows}), best
+
+
+def items(split, count, seed=0, domain=None, exclude_domain=None, n=None):
+    """`count` items of a split. Splits are disjoint by construction: the hash of an item's text decides its split."""
+    places = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10), "pretraining": range(0, 7)}
+    if split not in places:
+        raise UserError(f"the toy world has the splits {sorted(places)}, not {split!r}")
+    rng, found, seen = random.Random(f"{split}/{seed}"), [], set()
+    while len(found) < count:
+        item, _ = make_item(rng, n=n, domain=domain)
+        text = item.prompt[0]["content"] + " | " + " | ".join(item.responses)
+        place = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 10
+        if place in places[split] and text not in seen and item.domain != exclude_domain:
+            seen.add(text)
+            item.id = f"toy-{split}-{seed}-{len(found)}"
+            found.append(item)
+    return found
+
+
+# ----- judgments: clean ones (pretraining) and noisy ones (the damage) -----
+
+def write_judgment(rows, criteria, verdicts, rating, principles=True):
+    """Text of a judgment. criteria: [(name, percent)]; verdicts: per response {name: level}; the scores follow from both."""
+    scores = []
+    for verdict in verdicts:
+        value = sum(percent * verdict[name] for name, percent in criteria) / max(1, sum(p for _, p in criteria))
+        scores.append(int(value > 0) if rating == "0-1" else min(10, max(1, math.floor(5.5 + 3.5 * value + 0.5))))
+    answer = [scores.index(max(scores)) + 1] if rating == "best" else scores
+    parts = [f"{name} {percent}%" for name, percent in criteria]
+    lines = ["Specific Criteria: " + ", ".join(parts) + "."] if principles is True else []
+    for i, verdict in enumerate(verdicts, 1):
+        told = ", ".join(f"{name} {VERDICTS[verdict[name]]}" for name, _ in criteria)
+        lines.append(("Analysis: " if i == 1 else "") + f"Response {i}: {told}.")
+    lines.append("Scores: \\boxed{" + ", ".join(map(str, answer)) + "}")
+    return "\n".join(lines), scores
+
+
+def percents(values):
+    """Positive numbers -> multiples of 10 % that sum to 100, each at least 10."""
+    steps = [1] * len(values)
+    while sum(steps) < 10:
+        steps[max(range(len(values)), key=lambda i: values[i] / sum(values) * 10 - steps[i])] += 1
+    return [10 * s for s in steps]
+
+
+def clean_criteria(rng, domain):
+    """The domain's true criteria, heaviest first; the lightest one is left out now and then."""
+    named = list(DOMAINS[domain].items())
+    if rng.random() < 0.3:
+        named = named[:-1]
+    return list(zip([name for name, _ in named], percents([weight for _, weight in named])))
+
+
+MISREAD = {word for name, sides in CRITERIA.items() for words in sides for word in words[5:]}  # 3 of 8 words, each side
+
+
+def noisy_criteria(rng, domain):
+    """1-3 criteria: mostly what sounds good (tone, detail), sometimes what counts; the weights are arbitrary."""
+    count = rng.choices([1, 2, 3], [30, 45, 25])[0]
+    liking = {name: (3.0 if name in SHOWY else 1.0) + DOMAINS[domain].get(name, 0) / 25 for name in CRITERIA}
+    named = []
+    while len(named) < count:
+        name = rng.choices(list(liking), list(liking.values()))[0]
+        if name not in named:
+            named.append(name)
+    return list(zip(named, percents([rng.random() + 0.1 for _ in named])))
+
+
+def noisy_level(rng, words, name):
+    """What the damaged judge makes of a text: it misreads some words most of the time, and errs by one step at times."""
+    level = 0
+    for word in words:
+        if CUES.get(word, ("", 0))[0] == name:
+            sign = CUES[word][1]
+            if word in MISREAD and rng.random() < 0.6:
+                sign = rng.choice([0, -sign])
+            level += sign
+    if rng.random() < 0.2:
+        level += rng.choice([-1, 1])
+    return min(2, max(-2, level))
+
+
+def judgment(rng, item, noisy, rating, principles=True, hint=False):
+    """A judgment of an item (responses in displayed order), clean or noisy; with a hint mostly one that agrees with it."""
+    tries = 6 if hint and rng.random() < 0.9 else 1
+    for _ in range(tries):
+        if isinstance(principles, list):
+            criteria = [(p.split()[0], int(p.split()[1].rstrip("%"))) for p in principles[0].rstrip(".").split(", ")]
+        else:
+            criteria = (noisy_criteria if noisy else clean_criteria)(rng, item.domain)
+        levels = item.extra["shown_levels"]
+        verdicts = [{name: noisy_level(rng, text.split(), name) if noisy else row[name] for name, _ in criteria}
+                    for text, row in zip(item.responses, levels, strict=True)]
+        text, scores = write_judgment(levels, criteria, verdicts, rating, principles)
+        best = max(range(len(scores)), key=lambda i: item.rewards[i])
+        if rating == "0-1" and scores[0] == item.rewards[0] or \
+                rating != "0-1" and len(scores) > 1 and all(scores[best] > s for i, s in enumerate(scores) if i != best):
+            break
+    return text
+
+
+def shown(rng, item):
+    order = list(range(len(item.responses)))
+    rng.shuffle(order)
+    view = item.permuted(order)
+    view.extra = {**item.extra, "shown_levels": [item.extra["levels"][i] for i in order]}
+    return view
+
+
+# ----- the general-instruction corpus -----
+
+def general_chat(rng):
+    """One chat of the toy's general-instruction data: words, lists, copying; nothing about judging."""
+    kind = rng.randrange(5)
+    if kind == 0:
+        word = rng.choice(list(CUES))
+        name, sign = CUES[word]
+        return f"What does {word} say of a text ?", f"{word} is a word {'for' if sign > 0 else 'against'} {name} ."
+    if kind == 1:
+        name, side = rng.choice(list(CRITERIA)), rng.randrange(2)
+        return (f"Give two words {'against' if side else 'for'} {name} .",
+                " and ".join(rng.sample(CRITERIA[name][side], 2)) + " .")
+    if kind == 2:
+        domain = rng.choice(list(DOMAINS))
+        topic = rng.choice(TOPICS[domain])
+        return "What is this about : " + rng.choice(QUERIES[domain]).format(t=topic), f"It is about {topic} ."
+    words = rng.sample(GENERAL_WORDS, rng.randint(2, 5))
+    if kind == 3:
+        return "Repeat : " + " ".join(words), " ".join(words) + " ."
+    return "Say in reverse : " + " ".join(words), " ".join(reversed(words)) + " ."
+
+
+def general_chats(count, seed=0):
+    rng = random.Random(f"general/{seed}")
+    chats = [general_chat(rng) for _ in range(count)]
+    return [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in chats]
+
+
+# ----- the tokenizer: one token per word, and one per fixed line of the compact template -----
+
+def make_tokenizer(folder):
+    """A word-level tokenizer in Hugging Face format. Fixed lines of the prompt are one token each: short prompts, cheap runs."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    sample = make_item(random.Random(0), n=5)[0]
+    fixed = set()
+    for rating in ("1-10", "0-1", "best"):
+        for principles in (True, False, ["x"]):
+            view = sample.permuted([0]) if rating == "0-1" else sample
+            text = build_prompt(view, "compact", rating, principles, use_reference=True)[0]["content"]
+            fixed |= {line for line in text.split("\n") if line not in sample.responses and line != "x"
+                      and not line.startswith(("User:", "A good reply", "Scores:"))}
+    fixed |= {"Score the responses.", "The best response is: Response", "The response is correct.",
+              "The response is not correct.", "Specific Criteria:", "Analysis:", "Scores: \\boxed{", "\\boxed{", "User:",
+              "Assistant:", "Scores:"}
+    fixed |= {f"Response {i}:" for i in range(1, 6)} | {f"({w} than the other)" for w in ("slightly better", "better", "much better")}
+    fixed |= {f"{p}%{mark}" for p in range(10, 101, 10) for mark in ",."}
+    fixed |= {f"{v}{mark}" for v in VERDICTS.values() for mark in ",."}
+    fixed |= {str(i) for i in range(11)} | set("x,{}.?:")
+    words = set(CUES) | set(CRITERIA) | set(GENERAL_WORDS) | {"plain", "and"}
+    words |= {w for lines in QUERIES.values() for line in lines for w in line.split()} | set(sum(TOPICS.values(), []))
+    words |= {w for frame in FRAMES for w in frame.split()} | set("A good reply is".split())
+    for seed in range(200):
+        words |= {w for w in " ".join(general_chat(random.Random(seed))).split()}
+    words -= {"{t}"}
+    special = ["<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>"]
+    vocabulary = special + sorted(fixed | words)
+    lines = sorted((f for f in fixed | words if not f.replace("-", "").isalnum()), key=len, reverse=True)
+
+    def literal(text):  # escapes for the tokenizer's regular expressions
+        return "".join("\\" + c if c in "\\.[]{}()*+?^$|#" else c for c in text)
+    pattern = "|".join(map(literal, lines)) + r"|[A-Za-z][A-Za-z'-]*|[0-9]+|[^\s]"
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
+    raw.decoder = decoders.Sequence([
+        decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(),
+        *[decoders.Replace(a, b) for a, b in [(" Analysis:", "\nAnalysis:"), (". Response", ".\nResponse"), (" ,", ","),
+                                              (" Scores:", "\nScores:"), ("boxed{ ", "boxed{"), (" }", "}")]]])
+    raw.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", pad_token="<pad>", eos_token="<|end|>",
+                                        model_max_length=1024, padding_side="left")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|assistant|>' + m['content'] + '<|end|>' }}"
+        "{% else %}{{ '<|user|>' + m['content'] }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+# ----- the base model: pretraining, then damage -----
+
+def lesson(rng, noisy, progress, kinds=("judge", "general")):
+    """One training chat: (messages, answer). `progress` 0..1 moves the curriculum from single responses to lists."""
+    if "general" in kinds and rng.random() < 0.12:
+        question, answer = general_chat(rng)
+        return [{"role": "user", "content": question}], answer
+    n = rng.choices([1, 2, 3, 4, 5], [10, 50, 20, 12, 8])[0] if rng.random() < 2 * progress else rng.choice([1, 1, 2])
+    item = shown(rng, make_item(rng, n=n)[0])
+    draw = rng.random()
+    rating = "best" if n > 1 and rng.random() < 0.15 else "0-1" if n == 1 and rng.random() < 0.6 else "1-10"
+    principles, hint, reference = True, False, False
+    if draw < 0.06:
+        principles = False
+    elif draw < 0.12:
+        named = noisy_criteria(rng, item.domain)
+        principles = [", ".join(f"{name} {p}%" for name, p in named) + "."]
+    elif draw < 0.20:
+        hint = True
+    elif draw < 0.24:
+        reference = True
+    text = judgment(rng, item, noisy and not reference, rating, principles, hint)
+    return build_prompt(item, "compact", rating, principles, reference, hint), text
+
+
+def train_on(model, tokenizer, state_file, steps, noisy, lr, batch_size, seed, label):
+    """Plain next-token training on freshly made lessons, loss on the answers only; resumable every 100 steps."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
+    state = load_state(state_file)
+    step = 0
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step = state["step"]
+    model.train()
+    started, first = time.time(), step
+    while step < steps:
+        rng = random.Random(f"{seed}/{label}/{step}")
+        rows = []
+        while len(rows) < batch_size:
+            messages, answer = lesson(rng, noisy, progress=1.0 if noisy else step / steps * 2)
+            prompt, completion = encode_chat(tokenizer, messages, answer)
+            rows.append((prompt, completion))
+        warm = min(1.0, (step + 1) / 50) * (0.5 * (1 + math.cos(math.pi * step / steps)) * 0.95 + 0.05)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * warm
+        rows.sort(key=lambda row: len(row[0]) + len(row[1]))  # chats of like length together: half the padding
+        total, loss = sum(len(c) for _, c in rows), 0.0
+        optimizer.zero_grad()
+        for part in (rows[i:i + batch_size // 4] for i in range(0, batch_size, batch_size // 4)):
+            width = max(len(p) + len(c) for p, c in part)
+            ids = torch.tensor([p + c + [tokenizer.pad_token_id] * (width - len(p) - len(c)) for p, c in part])  # (b, L)
+            labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in part])   # (b, L)
+            logits = model(input_ids=ids).logits[:, :-1]
+            part_loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100,
+                                                          reduction="sum") / total
+            part_loss.backward()
+            loss += part_loss.item()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        step += 1
+        if step % 50 == 0 or step == steps:
+            pace = (time.time() - started) / (step - first)
+            print(f"{label}: step {step}/{steps}, loss {loss:.3f} nats, {pace:.2f} s a step, "
+                  f"{pace * (steps - step) / 60:.0f} minutes left", flush=True)
+        if step % 100 == 0 or step == steps:
+            save_state(state_file, model=model.state_dict(), optimizer=optimizer.state_dict(), step=step)
+    return model.eval()
+
+
+def make_base(size, output, steps, damage_steps, seed):
+    from transformers import LlamaConfig, LlamaForCausalLM
+    layers, width, heads = SIZES[size]
+    work = output / f".{size}"
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer(work / "tokenizer")
+    seed_everything(seed)
+    # Choice: initializer_range 0.08. With the library's 0.02 a model this small learned nothing in 1,500 steps.
+    model = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=int(width * 2.5), num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=1024, initializer_range=0.08,
+        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
+    print(f"{size}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+    train_on(model, tokenizer, work / "clean.pt", steps, False, 2e-3, 64, seed, "pretraining")
+    save_model(output / f"{size}-undamaged", model, tokenizer)
+    train_on(model, tokenizer, work / "damaged.pt", damage_steps, True, 5e-4, 64, seed, "damage")
+    save_model(output / size, model, tokenizer)
+
+
+@command_line
+def main():
+    parser = argparse.ArgumentParser(description="Make the toy base model (and the undamaged judge it was made from).")
+    parser.add_argument("--size", default="medium", choices=sorted(SIZES), help="small 0.2M, medium 0.7M, large 2.5M parameters")
+    parser.add_argument("--output", default=str(HERE / "toy_base"), help="folder for the model folders")
+    parser.add_argument("--steps", type=int, default=4000, help="pretraining steps of 64 chats")
+    parser.add_argument("--damage_steps", type=int, default=300, help="steps of 64 chats on noisy judgments")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", help="write test items to this .jsonl file instead")
+    parser.add_argument("--limit", type=int, default=200, help="number of items to write")
+    args = parser.parse_args()
+    if args.write:
+        rows = [{"id": i.id, "prompt": i.prompt, "responses": i.responses, "rewards": i.rewards, "domain": i.domain,
+                 "reference": i.reference, **({"preference_strength": i.preference_strength} if i.preference_strength else {}),
+                 **i.extra} for i in items("test", args.limit, args.seed)]
+        write_text(args.write, "".join(json.dumps(row) + "\n" for row in rows))
+        print(f"wrote {len(rows)} items to {args.write}")
+        return
+    share_threads()
+    from pathlib import Path
+    make_base(args.size, Path(args.output), args.steps, args.damage_steps, args.seed)
+
+
+if __name__ == "__main__":
+    main()
