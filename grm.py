@@ -227,13 +227,15 @@ class Judgment:
 
 def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, template="full", rating="1-10",
                      principles=True, use_reference=False, hint=False, max_new_tokens=512, clamp=False, first_sample=0,
-                     shuffle=True, progress=False, prompt_of=None, parse=None):
+                     orders="random", progress=False, prompt_of=None, parse=None):
     """k judgments of every example, each with its own random order of the responses (§4: against position bias).
 
     Source: paper §3.1 Eqs. 7, 9 and §4. Temperature 0 is greedy decoding; the paper votes at 0.5.
     Args:   seed: the random numbers depend on (seed, example id, sample index) only, never on the batch.
             rating: "1-10", "0-1", "best", or "train": 0-1 for single responses and 1-10 otherwise (§3.2).
-            first_sample: index of the first sample.  shuffle: False shows the original order (one sample only makes sense).
+            first_sample: index of the first sample.
+            orders: "random": drawn for each sample; "opposite": samples 2i and 2i + 1 see reversed orders; "shared": one
+            drawn order for all k (the samples of a GRPO group answer one and the same prompt); "original": none drawn.
             clamp: scores outside 1-10 are clamped, as the released model's card does; training counts them as invalid.
             prompt_of, parse: other prompts on the same machinery (the baselines): shown example, rating -> messages; text, n, rating, clamp -> scores.
     Returns: one list of k Judgments per example.
@@ -242,8 +244,11 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
     for example in examples:
         for j in range(first_sample, first_sample + k):
             order = list(range(len(example.responses)))
-            if shuffle:
-                random.Random(f"{seed}/{example.id}/{j}").shuffle(order)
+            if orders != "original":
+                drawn_for = {"random": j, "opposite": j // 2, "shared": ""}[orders]
+                random.Random(f"{seed}/{example.id}/{drawn_for}").shuffle(order)
+            if orders == "opposite" and j % 2:
+                order.reverse()
             scale = ("0-1" if len(example.responses) == 1 else "1-10") if rating == "train" else rating
             jobs.append((example, j, order, scale))
     prompt_of = prompt_of or (lambda shown, scale: build_prompt(shown, template, scale, principles, use_reference, hint))

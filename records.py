@@ -10,7 +10,6 @@ from pathlib import Path
 
 from runs import UserError
 
-
 # ----- the record -----
 
 @dataclasses.dataclass

@@ -48,7 +48,7 @@ def command_line(main):
 
 # ----- device, threads, seeds -----
 
-def start_accelerator(gradient_accumulation_steps=1, log_with=None, output=None):
+def start_accelerator(log_with=None, output=None):
     """Accelerator on the GPUs of the machine, or on the CPU in fp32; sets torch's threads (a launcher may set 1).
 
     Prints nothing. bf16 autocast on a GPU that has it.
@@ -57,8 +57,10 @@ def start_accelerator(gradient_accumulation_steps=1, log_with=None, output=None)
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     on_gpu = torch.cuda.is_available()
     accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no",
-                              gradient_accumulation_steps=gradient_accumulation_steps, log_with=log_with, project_dir=output)
+                              log_with=log_with, project_dir=output)
     share_threads(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
+    if log_with:
+        accelerator.init_trackers("spct")
     return accelerator
 
 
@@ -113,6 +115,11 @@ def append_jsonl(path, rows):
         file.flush()
 
 
+def write_rows(path, rows):
+    """A whole JSON-lines file at once."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
 def read_rows(path, repair=False):
     """Rows of a JSON-lines file that this program wrote; `repair` cuts off a last line torn by a kill."""
     path = Path(path)
@@ -124,15 +131,29 @@ def read_rows(path, repair=False):
         with open(path, "r+b") as file:
             file.truncate(len(whole))
     try:
-        return [json.loads(line) for line in whole.decode("utf-8").splitlines() if line]
+        return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete it and run the command that makes it again") from None
+
+
+# ----- the order of the data -----
+
+def batch_indices(step, batch_size, count, seed):
+    """Indices of update `step`: epochs of shuffled data laid end to end, so that every batch is full."""
+    picked, orders = [], {}
+    for position in range(step * batch_size, (step + 1) * batch_size):
+        epoch, place = divmod(position, count)
+        if epoch not in orders:
+            orders[epoch] = list(range(count))
+            random.Random(f"{seed}/{epoch}").shuffle(orders[epoch])
+        picked.append(orders[epoch][place])
+    return picked
 
 
 # ----- the run folder -----
 
 # Flags that may differ when a run is continued: they do not change its results.
-FREE_FLAGS = {"output", "plot", "log_with", "save_every", "overwrite"}
+FREE_FLAGS = {"output", "plot", "log_with", "save_every", "overwrite", "meta_rm", "k_meta"}
 
 
 def git_commit():
@@ -207,3 +228,46 @@ def load_state(path):
     """The state that `save_state` wrote, or None. Tensors and plain values only: nothing in the file is executed."""
     path = Path(path)
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+# ----- long sampling, in chunks that are files -----
+
+def in_chunks(path, items, make_rows, accelerator, chunk_size, label):
+    """Rows of all items in item order, also written to the JSON-lines file `path`; continues after a kill.
+
+    Every chunk is made by one process (chunk number modulo processes) and appears as a whole file, so the result does not
+    depend on the number of processes, and a stopped run loses the chunk in the making only.
+    make_rows: list of items -> list of JSON rows, each with the item's "id".
+    """
+    from tqdm import tqdm
+    path = Path(path)
+    parts = path.with_name(f".{path.stem}.parts")
+    chunks = [items[i:i + chunk_size] for i in range(0, len(items), chunk_size)]
+    if not path.exists():
+        mine = range(accelerator.process_index, len(chunks), accelerator.num_processes)
+        for c in tqdm(mine, desc=label, unit="chunk", disable=not accelerator.is_local_main_process):
+            part = parts / f"{c:05d}.jsonl"
+            if not part.exists():
+                write_rows(part, make_rows(chunks[c]))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_text(path, "".join((parts / f"{c:05d}.jsonl").read_text(encoding="utf-8") for c in range(len(chunks))))
+            shutil.rmtree(parts)
+    accelerator.wait_for_everyone()
+    return read_rows(path)
+
+
+def log_metrics(folder, accelerator=None, **metrics):
+    """One line of metrics.jsonl; with `--log_with` also one call of the tracker."""
+    append_jsonl(Path(folder) / "metrics.jsonl", [metrics])
+    if accelerator is not None and accelerator.trackers:
+        accelerator.log({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=metrics.get("step"))
+
+
+def trim_metrics(folder, step, accelerator):
+    """Drop the metrics of updates that a kill undid (they come after the last saved state)."""
+    path = Path(folder) / "metrics.jsonl"
+    if accelerator.is_main_process and path.exists():
+        rows = read_rows(path, repair=True)
+        write_rows(path, [r for r in rows if r.get("step", 0) <= step])
+    accelerator.wait_for_everyone()

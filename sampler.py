@@ -142,7 +142,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
     temperature 0 takes the most likely token. Row r draws its tokens with the random numbers of seeds[r].
     token_budget: tokens (prompt + completion) held at once; decides the batch size.
     """
-    was_training, checkpointing = model.training, getattr(model, "is_gradient_checkpointing", False)
+    was_training, checkpointing = model.training, getattr(model, "is_activation_checkpointing", False)
     model.eval()  # Pitfall (C14): dropout while sampling would make the ratio of GRPO differ from 1
     if checkpointing:
         model.gradient_checkpointing_disable()  # Pitfall (C15): it turns the cache off
@@ -243,3 +243,99 @@ def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds
     is_end = torch.isin(ids, ends).int()                                                  # (B, T)
     counts = torch.where(finished, is_end.argmax(1) + 1, max_new_tokens).tolist()         # up to the first end token
     return [Row(i[:c], p[:c], f) for i, p, f, c in zip(ids.tolist(), logps.tolist(), finished.tolist(), counts, strict=True)]
+
+
+# ----- log-probabilities of completions, with gradient -----
+
+class TokenLogp(torch.nn.Module):
+    """log pi(o_t | q, o_<t) of completions, the prompt of a group computed once, the vocabulary in chunks.
+
+    A group of G completions shares its prompt: P + G*T tokens go through the model instead of G*(P + T); keys and values
+    of the prompt are repeated with their gradient, so the gradient is the same (a test proves it).
+    Pitfall (C27): everything is inside one forward(), so that DDP sees it and averages the gradients.
+    Pitfall (C26): gradient checkpointing drops the cache in train mode; then each completion carries its own prompt.
+    """
+    def __init__(self, model, pad_id, chunk=2048):
+        super().__init__()
+        self.model, self.pad_id, self.chunk = model, pad_id, chunk
+
+    def forward(self, prompts, completions, temperature=1.0):
+        """Args: prompts: Q token lists.  completions: Q*G token lists, group after group.  temperature > 0 as sampled.
+
+        Returns: logp (B, T) nats, entropy (B, T) nats without gradient, mask (B, T) bool; 0 / 0 / False on padding.
+        """
+        device = next(self.model.parameters()).device
+        group = len(completions) // len(prompts)
+        if getattr(self.model, "is_activation_checkpointing", False) and self.model.training:
+            prompts, group = [p for p in prompts for _ in range(group)], 1
+            hidden = self.whole_rows(prompts, completions, device)
+        else:
+            source = [q for q in range(len(prompts)) for _ in range(group)]
+            hidden = completion_states(self.model, prompts, completions, source, self.pad_id)                # (B, T, D)
+        width = hidden.shape[1]
+        target = torch.tensor([c + [self.pad_id] * (width - len(c)) for c in completions], device=device)     # (B, T)
+        # Pitfall (C1): the mask comes from lengths, never from token values; pad may be the end token.
+        mask = torch.tensor([[True] * len(c) + [False] * (width - len(c)) for c in completions], device=device)
+        flat, ids = hidden[mask], target[mask]                                                               # (N, D), (N,)
+        # Pitfall (C20): (N, V) logits are never held at once; each chunk is recomputed in the backward pass.
+        parts = [torch.utils.checkpoint.checkpoint(self.project, flat[i:i + self.chunk], ids[i:i + self.chunk], temperature,
+                                                   use_reentrant=False) for i in range(0, len(ids), self.chunk)]
+        logp = torch.zeros(mask.shape, device=device).masked_scatter(mask, torch.cat([p[0] for p in parts]))
+        entropy = torch.zeros(mask.shape, device=device).masked_scatter(mask, torch.cat([p[1] for p in parts]))
+        return logp, entropy, mask
+
+    def project(self, hidden, ids, temperature):
+        logits = self.model.get_output_embeddings()(hidden).float()                                          # (N, V)
+        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        if cap:  # Gemma 2
+            logits = torch.tanh(logits / cap) * cap
+        # Pitfall (C5): the log-probabilities of the tempered distribution that was sampled from.
+        logp = (logits / temperature).log_softmax(-1)
+        with torch.no_grad():
+            entropy = -(logp.exp() * logp).sum(-1)
+        return logp.gather(1, ids[:, None])[:, 0], entropy
+
+    def whole_rows(self, prompts, completions, device):
+        width = max(map(len, completions))
+        rows = [p + c + [self.pad_id] * (width - len(c)) for p, c in zip(prompts, completions, strict=True)]
+        ids, mask = left_pad(rows, self.pad_id, device)                                                      # (B, P + T)
+        for r, c in enumerate(completions):
+            mask[r, mask.shape[1] - width + len(c):] = 0
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        hidden = backbone(self.model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        return hidden.last_hidden_state[:, -width - 1:-1]
+
+
+def completion_states(model, prompts, completions, source, pad_id):
+    """Hidden states (B, T, D) at the positions that predict each completion token; every prompt is computed once.
+
+    Row r of the B completions continues prompts[source[r]]. Position 0 is the prompt's last token.
+    """
+    device = next(model.parameters()).device
+    ids, mask = left_pad(prompts, pad_id, device)                                                            # (Q, P)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    out = backbone(model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True,
+                          past_key_values=DynamicCache())
+    source = torch.tensor(source, device=device)
+    last = out.last_hidden_state[:, -1:][source]                                                             # (B, 1, D)
+    width = max(map(len, completions))
+    if width == 1:
+        return last
+    cache = DynamicCache()
+    for i, layer in enumerate(out.past_key_values.layers):
+        cache.update(layer.keys[source], layer.values[source], i)
+    inputs = torch.tensor([(c + [pad_id] * (width - len(c)))[:-1] for c in completions], device=device)       # (B, T-1)
+    ones = torch.tensor([[1] * len(c) + [0] * (width - len(c)) for c in completions], device=device)[:, :-1]
+    start = mask.sum(1)[source, None]                                                                        # (B, 1)
+    rest = backbone(model)(
+        input_ids=inputs, attention_mask=torch.cat([mask[source], ones], 1), use_cache=True, past_key_values=cache,
+        position_ids=start + torch.arange(width - 1, device=device))
+    return torch.cat([last, rest.last_hidden_state], 1)
+
+
+def left_pad(rows, pad_id, device):
+    """ids and attention mask (B, L), padding on the left."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_id] * (width - len(r)) + r for r in rows], device=device)
+    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
+    return ids, mask

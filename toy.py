@@ -1,6 +1,6 @@
 r"""Plumbing: the toy world, a miniature judging task with known truth, and the tiny base model that judges it badly.
 
-    python toy.py                       # makes toy_base/medium and toy_base/medium-undamaged (about 45 minutes on 2 cores)
+    python toy.py                       # makes toy_base/medium and toy_base/medium-undamaged (about 20 minutes on 2 cores)
     python toy.py --size small          # ... the other sizes: small (0.2M parameters), medium (0.7M), large (2.5M)
     python toy.py --write test.jsonl    # only writes the test items as JSONL, to look at
 
@@ -390,7 +390,7 @@ def main():
     parser = argparse.ArgumentParser(description="Make the toy base model (and the undamaged judge it was made from).")
     parser.add_argument("--size", default="medium", choices=sorted(SIZES), help="small 0.2M, medium 0.7M, large 2.5M parameters")
     parser.add_argument("--output", default=str(HERE / "toy_base"), help="folder for the model folders")
-    parser.add_argument("--steps", type=int, default=4000, help="pretraining steps of 64 chats")
+    parser.add_argument("--steps", type=int, default=2500, help="pretraining steps of 64 chats")
     parser.add_argument("--damage_steps", type=int, default=300, help="steps of 64 chats on noisy judgments")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", help="write test items to this .jsonl file instead")

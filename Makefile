@@ -1,0 +1,23 @@
+# make demo: the whole paper on the toy world, about 10 minutes on 2 CPU cores.   make test: the test suite.
+# Both make their own virtual environment. CPU builds of torch are smaller: see "Install" in the README.
+PYTHON ?= python3
+VENV ?= .venv
+RUN = $(VENV)/bin/python
+
+demo: $(VENV)/.ready
+	$(RUN) results/demo.py
+
+test: $(VENV)/.ready-tests
+	$(RUN) -m ruff check .
+	$(RUN) -m pytest -q
+
+$(VENV)/.ready: requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install -q -r requirements.txt
+	touch $@
+
+$(VENV)/.ready-tests: $(VENV)/.ready tests/requirements.txt
+	$(VENV)/bin/pip install -q -r tests/requirements.txt
+	touch $@
+
+.PHONY: demo test

@@ -1,0 +1,341 @@
+r"""How good is a reward model? Accuracy with intervals, biases, and the curves of inference-time scaling (paper §5).
+
+Judges a test set greedily (the paper's default, temperature 0), each item in two opposite response orders, or reads the
+sample files that earlier runs wrote and compares them:
+
+    python eval.py --model toy_base/medium --output runs/toy/eval_base      # judge greedily, print the table
+    python eval.py --runs base=runs/toy/eval_base grm=runs/toy/eval_rl voting=runs/toy/voting --output runs/toy/tables
+
+Rules, stated because they move numbers: an item without a valid judgment is wrong (column `lenient`: a random pick
+instead); a tie at the top counts 1/t, the expectation of the paper's shuffle-then-argmax; n = 1 items are scored 1-10 and
+enter ROC-AUC only; Voting@k is the mean over the disjoint blocks of k among an item's samples. Intervals: 95 % bootstrap
+over items (over prompts where prompts repeat); comparisons are paired by item.
+"""
+import argparse
+import csv
+import io
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+import sampler
+from data import load_examples
+from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments
+from infer_scale import credit, default_k_meta, item_credit, powers_of_two, sample_row
+from meta_rm import roc_auc
+from runs import (
+    UserError,
+    command_line,
+    git_commit,
+    in_chunks,
+    log_metrics,
+    open_run,
+    read_rows,
+    start_accelerator,
+    write_json,
+    write_text,
+)
+
+BENCHMARKS = ("rewardbench", "ppe_preference", "ppe_correctness", "rmb")
+
+
+# ----- metrics -----
+
+def pick_best(scores, rng):
+    """Index of the best response, a tie broken at random (paper, App. D: shuffle, then argmax).
+
+    >>> pick_best([3, 9, 1], random.Random(0))
+    1
+    """
+    return rng.choice([i for i, s in enumerate(scores) if s == max(scores)])
+
+
+def bootstrap_ci(values, level=0.95, seed=0, clusters=None, draws=2000):
+    """(low, high): percentile bootstrap interval of the mean of `values`, resampling whole clusters where given.
+
+    Args:   values: (N,) one number per item.  clusters: (N,) labels, e.g. the prompt where prompts repeat.
+    Raises: ValueError without values.
+    """
+    values = np.asarray(values, dtype=float)
+    if values.size == 0:
+        raise ValueError("bootstrap_ci needs at least one value")
+    labels = np.arange(len(values)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    sums, counts = np.bincount(labels, weights=values), np.bincount(labels)                        # (C,) per cluster
+    rng = np.random.default_rng(seed)
+    means = []
+    for start in range(0, draws, 200):
+        picked = rng.integers(len(sums), size=(min(200, draws - start), len(sums)))                # (draws, C)
+        means.append(sums[picked].sum(1) / counts[picked].sum(1))
+    tail = (1 - level) / 2
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def paired_ci(a, b, level=0.95, seed=0, clusters=None):
+    """(low, high) of mean(b - a) over the same items in the same order; above 0 means that b is better."""
+    if len(a) != len(b):
+        raise ValueError(f"paired_ci needs the same items: {len(a)} against {len(b)}")
+    return bootstrap_ci(np.asarray(b, dtype=float) - np.asarray(a, dtype=float), level, seed, clusters)
+
+
+def overall(benchmarks):
+    """The paper's Overall: the mean of Reward Bench, PPE Preference, PPE Correctness and RMB (ReaLMistake stands apart).
+
+    >>> round(overall({"rewardbench": 86.0, "ppe_preference": 64.7, "ppe_correctness": 59.8, "rmb": 69.0}), 3)
+    69.875
+    """
+    missing = [name for name in BENCHMARKS if name not in benchmarks]
+    if missing:
+        raise ValueError(f"Overall needs all four benchmarks; {missing[0]} is missing")
+    return sum(benchmarks[name] for name in BENCHMARKS) / len(BENCHMARKS)
+
+
+# ----- one run: accuracy, parse rate, ties, position -----
+
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values) if values else float("nan")
+
+
+def graded(rows):
+    """Items that accuracy is defined on: n >= 2 with known rewards."""
+    return [r for r in rows if r["n"] > 1 and r["rewards"]]
+
+
+def top(scores):
+    """Index of the only best response, or None (unparsed, or tied at the top)."""
+    return scores.index(max(scores)) if scores and scores.count(max(scores)) == 1 else None
+
+
+def report(rows):
+    """Measures of single judgments (sample 0 of each item; accuracy is that of the greedy judge if temperature was 0).
+
+    first_position: share of clear verdicts for the response shown first, to compare with first_expected, the mean of 1/n.
+    swap_consistency: share of items on which two judgments that saw opposite orders name the same response.
+    longest: share of clear verdicts for the longest response, beside longest_wins, the accuracy of always picking it.
+    """
+    first = [(r, r["samples"][0]) for r in graded(rows)]
+    credits = [credit(s["scores"], r["rewards"]) for r, s in first]
+    singles = [r for r in rows if r["n"] == 1 and r["rewards"] and r["samples"][0]["scores"]]
+    clear = [(r, s, top(s["scores"])) for r in graded(rows) for s in r["samples"] if top(s["scores"]) is not None]
+    swapped = []
+    for r in graded(rows):
+        pair = r["samples"][:2]
+        if len(pair) == 2 and pair[0]["permutation"] == pair[1]["permutation"][::-1]:
+            swapped.append(top(pair[0]["scores"]) is not None and top(pair[0]["scores"]) == top(pair[1]["scores"]))
+    samples = [s for r in rows for s in r["samples"]]
+    low, high = bootstrap_ci(credits, clusters=clusters_of(graded(rows)))
+    longest = [r["response_lengths"].index(max(r["response_lengths"])) for r in graded(rows)]
+    return {
+        "items": len(first), "accuracy": mean(credits), "low": low, "high": high,
+        "lenient": mean(c if s["scores"] else 1 / r["n"] for (r, s), c in zip(first, credits, strict=True)),
+        "chance": mean(1 / r["n"] for r, _ in first),
+        "parse_rate": mean(s["scores"] is not None for s in samples),
+        "tie_rate": mean(s["scores"] is not None and top(s["scores"]) is None for _, s in first),
+        "first_position": mean(s["permutation"][0] == best for _, s, best in clear),
+        "first_expected": mean(1 / r["n"] for r, _, _ in clear),
+        "swap_consistency": mean(swapped),
+        "longest": mean(r["response_lengths"][best] == max(r["response_lengths"]) for r, _, best in clear),
+        "longest_wins": mean(r["rewards"][i] == max(r["rewards"]) for r, i in zip(graded(rows), longest, strict=True)),
+        "auc_single": roc_auc([r["samples"][0]["scores"][0] for r in singles], [r["rewards"][0] for r in singles]),
+        "tokens": mean(s["tokens"] for s in samples),
+    }
+
+
+def clusters_of(rows):
+    """Labels for the cluster bootstrap, or None where every prompt stands alone."""
+    return [r["cluster"] if r.get("cluster") is not None else r["id"] for r in rows] if any(
+        r.get("cluster") is not None for r in rows) else None
+
+
+def by_domain(rows):
+    groups = defaultdict(list)
+    for row in rows:
+        groups[row["domain"]].append(row)
+    return dict(sorted(groups.items()))
+
+
+# ----- curves over k, from one sample file -----
+
+def curve(rows, label):
+    """Rows (method, k, k_meta, accuracy, low, high, tokens per item) for every k in one file of samples."""
+    items = graded(rows)
+    if not items:
+        raise UserError(f"{label}: no item with n >= 2 and rewards, so there is no accuracy")
+    k_max = min(len(r["samples"]) for r in items)
+    methods = ["vote"] + (["guided", "random"] if all("meta_logits" in r for r in items) else []) + ["oracle"]
+    tokens = mean(s["tokens"] for r in items for s in r["samples"])
+    table = []
+    for method in methods:
+        for k in powers_of_two(k_max):
+            values = [item_credit(r, k, method) for r in items]
+            low, high = bootstrap_ci(values, clusters=clusters_of(items))
+            table.append({"run": label, "method": method, "k": k, "k_meta": default_k_meta(k) if method in ("guided", "random")
+                          else "", "accuracy": mean(values), "low": low, "high": high, "tokens": tokens * k, "items": len(items)})
+    return table
+
+
+COLOURS = {"vote": "tab:blue", "guided": "tab:red", "random": "tab:gray", "oracle": "tab:green"}
+NAMES = {"vote": "Voting@k", "guided": "guided by the meta RM, k/2 of k", "random": "random k/2 of k",
+         "oracle": "oracle: any of k is right"}
+
+
+def draw_curves(table, flat, path, caption):
+    """PNG of accuracy against k (log2 axis, 95 % intervals), with the greedy judges and chance as horizontal lines."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(7.5, 5))
+    labels = sorted({row["run"] for row in table})
+    for number, label in enumerate(labels):
+        for method in NAMES:
+            points = [r for r in table if r["run"] == label and r["method"] == method]
+            if points and not (method == "oracle" and len(labels) > 1):
+                k, y = [p["k"] for p in points], [100 * p["accuracy"] for p in points]
+                style = ["-", "--", ":", "-."][number % 4]
+                axes.plot(k, y, style, marker="o", ms=4, color=COLOURS[method],
+                          label=NAMES[method] + (f" ({label})" if len(labels) > 1 else ""))
+                axes.fill_between(k, [100 * p["low"] for p in points], [100 * p["high"] for p in points],
+                                  color=COLOURS[method], alpha=0.12, lw=0)
+    greys = ["0.0", "0.3", "0.5", "0.65", "0.8"]
+    for (name, value), grey in zip(flat.items(), greys * 9, strict=False):
+        axes.axhline(100 * value, lw=1, ls=(0, (4, 3)), color=grey)
+        axes.annotate(f"{name} {100 * value:.1f}", (1.0, 100 * value), xycoords=("axes fraction", "data"),
+                      xytext=(4, -3), textcoords="offset points", fontsize=8, color=grey)
+    axes.set_xscale("log", base=2)
+    ticks = sorted({row["k"] for row in table})
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.set_xlabel("judgments sampled per item, k")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.25)
+    if table:
+        axes.legend(fontsize=8, loc="best")
+    figure.text(0.01, 0.01, caption, fontsize=6.5, color="0.35")
+    figure.tight_layout(rect=(0, 0.03, 0.9, 1))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150)
+    plt.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue())
+
+
+def write_csv(path, rows):
+    """Rows (dicts) as CSV, columns in the order of their first appearance."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    write_text(path, text.getvalue())
+
+
+def print_table(rows, columns):
+    """Fractions as percent, the rest as it is."""
+    percent = {"accuracy", "low", "high", "lenient", "chance", "parse_rate", "tie_rate", "first_position", "first_expected",
+               "swap_consistency", "longest", "longest_wins", "auc_single"}
+
+    def show(row, c):
+        value = row.get(c, "")
+        return "-" if value is None else f"{100 * value:.1f}" if c in percent and value != "" else \
+            f"{value:.1f}" if isinstance(value, float) else str(value)
+    widths = [max(len(c), *(len(show(r, c)) for r in rows)) for c in columns]
+    for line in [columns] + [[show(r, c) for c in columns] for r in rows]:
+        print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))))
+
+
+SHORT = ["run", "domain", "items", "accuracy", "low", "high", "chance", "parse_rate", "tie_rate", "first_position",
+         "first_expected", "swap_consistency", "auc_single", "tokens"]
+
+
+def main_table(runs):
+    """Per run and domain: `report`, "all" first."""
+    return [{"run": name, "domain": domain, **report(part)} for name, rows in runs.items()
+            for domain, part in {"all": rows, **by_domain(rows)}.items() if graded(part)]
+
+
+@command_line
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default=TOY_BASE, help="judge to evaluate: hub id, folder or .gguf file")
+    parser.add_argument("--data", default="toy", help="toy, a .jsonl file, or a name that data.py knows")
+    parser.add_argument("--split", default="test", help="split of the data set")
+    parser.add_argument("--domain", help="only this domain")
+    parser.add_argument("--output", default="runs/toy/eval", help="run folder; of --runs: folder of the tables and figure")
+    parser.add_argument("--runs", nargs="+", metavar="NAME=FOLDER", help="compare runs of eval.py and infer_scale.py instead")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (paper's default outside of voting)")
+    parser.add_argument("--rating", default="1-10", help="1-10, or best for an LLM-as-a-Judge")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the response orders (and of sampling)")
+    parser.add_argument("--limit", type=int, help="only the first items; the table says that it is partial")
+    parser.add_argument("--chunk_size", type=int, default=256, help="items per chunk (the unit of work and of resuming)")
+    parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
+    add_judge_flags(parser)
+    args = parser.parse_args()
+
+    if args.runs:  # compare what is there
+        runs = {}
+        for word in args.runs:
+            name, _, folder = word.rpartition("=")
+            if not (Path(folder) / "samples.jsonl").exists():
+                raise UserError(f"--runs {word}: {folder}/samples.jsonl does not exist; run eval.py or infer_scale.py first")
+            runs[name or Path(folder).name] = read_rows(Path(folder) / "samples.jsonl")
+        compare(runs, Path(args.output), " ".join(["eval.py --runs", *args.runs]))
+        return
+
+    # 1. data and model
+    accelerator = start_accelerator()
+    with accelerator.main_process_first():
+        output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
+    examples = load_examples(args.data, args.split, args.limit, domain=args.domain)
+    if args.rating == "best":
+        examples = [e for e in examples if len(e.responses) > 1]
+
+    # 2. two judgments of every item, in opposite orders
+    if not (output / "samples.jsonl").exists():
+        model, tokenizer = sampler.load_model(args.model, accelerator.device)
+        started = time.time()
+
+        def judge(chunk):
+            judged = sample_judgments(model, tokenizer, chunk, 2, args.temperature, args.seed, rating=args.rating, clamp=True,
+                                      orders="opposite", **judge_options(args))
+            return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
+        rows = in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")
+        if accelerator.is_main_process:
+            log_metrics(output, stage="judging", seconds=time.time() - started, items=len(rows), judgments=2 * len(rows),
+                        tokens=sum(s["tokens"] for r in rows for s in r["samples"]))
+    rows = read_rows(output / "samples.jsonl")
+
+    # 3. the table
+    if accelerator.is_main_process:
+        if not graded(rows):
+            raise UserError(f"{args.data}: no item with n >= 2 and rewards; python grm.py --data scores items without truth")
+        table = main_table({Path(args.output).name: rows})
+        print_table(table, SHORT)
+        if args.limit:
+            print(f"partial run: the first {args.limit} items")
+        write_csv(output / "table.csv", table)
+        write_json(output / "summary.json", {"model": args.model, "data": args.data, "temperature": args.temperature,
+                                             "partial": bool(args.limit), "commit": git_commit(), **table[0]})
+
+
+def compare(runs, output, command):
+    """Tables (Markdown-ready text, CSV) and the figure over several runs; paired intervals where the items are the same."""
+    table = main_table(runs)
+    print_table([row for row in table if row["domain"] == "all"], SHORT[:1] + SHORT[2:])
+    write_csv(output / "table.csv", table)
+    points = [row for name, rows in runs.items() if len(rows[0]["samples"]) > 2 for row in curve(rows, name)]
+    flat = {name: report(rows)["accuracy"] for name, rows in runs.items() if len(rows[0]["samples"]) <= 2}
+    if points:
+        print()
+        print_table(points, ["run", "method", "k", "k_meta", "accuracy", "low", "high", "tokens"])
+        write_csv(output / "curve.csv", points)
+        flat["chance"] = table[0]["chance"]
+    commit = git_commit()
+    draw_curves(points, flat, output / "curve.png", f"{command[:150]}  |  commit {commit}  |  {table[0]['items']} items, "
+                "95 % bootstrap intervals over items")
+    print(f"\nwrote {output}/table.csv" + (f", {output}/curve.csv" if points else "") + f" and {output}/curve.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+r"""Inference-time scaling: k parallel judgments per item, voting by sum, and voting guided by a meta RM (paper §4).
+
+    S*_i = sum_{j=1..k} S_{i,j}        (Eq. 14; every judgment j has its own principles and its own response order)
+
+The meta RM (meta_rm.py) gives each judgment one logit; guided voting sums only the k_meta = k/2 judgments with the
+highest logits. All k, all controls and all intervals come from one file of samples; nothing is sampled twice.
+
+    python infer_scale.py                                              # toy world, k = 32, runs/toy/voting
+    accelerate launch infer_scale.py --model runs/toy/rl/model --meta_rm runs/toy/meta_rm/model
+    accelerate launch --num_processes 8 infer_scale.py --model <hub id> --data items.jsonl --k 32
+
+Output: samples.jsonl (one line per item: every judgment's text, order, scores, reason, tokens, and the meta logits),
+metrics.jsonl (seconds). Read next: eval.py, which draws the curves with their intervals from samples.jsonl.
+"""
+import argparse
+import random
+import time
+from pathlib import Path
+
+import sampler
+from data import load_examples
+from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments
+from runs import UserError, command_line, in_chunks, log_metrics, open_run, read_rows, start_accelerator, write_rows
+
+# ----- §4: voting (Eq. 14) and its guided form -----
+
+def vote(sample_scores, valid=None):
+    """Votes of n responses: the sum of their scores over the valid judgments.
+
+    Source: paper §4, Eq. 14.
+    Args:    sample_scores: (k, n) points, original order; rows that are None never vote.  valid: (k,) bool, optional.
+    Returns: list of n numbers in [v, 10v] for v valid judgments, or None if there is none.
+
+    >>> vote([[1, 5], [5, 6], [4, 8], [7, 6]])      # Fig. 3 of the paper
+    [17, 25]
+    """
+    kept = [s for j, s in enumerate(sample_scores) if s is not None and (valid is None or valid[j])]
+    return [sum(column) for column in zip(*kept, strict=True)] if kept else None
+
+
+def meta_vote(sample_scores, meta_logits, k_meta, valid=None):
+    """Votes of the k_meta valid judgments with the highest meta logits (§4, meta RM guided voting).
+
+    Args:    meta_logits: (k,) raw logits; None where a judgment did not parse.  k_meta >= 1.
+    Choice:  equal logits keep the order of sampling; with fewer than k_meta valid judgments all of them vote.
+
+    >>> meta_vote([[1, 5], [5, 6], [4, 8], [7, 6]], [2.0, -1.0, 1.0, -2.0], k_meta=2)   # Fig. 3: keeps 1 and 3
+    [5, 13]
+    """
+    if k_meta < 1:
+        raise ValueError("k_meta must be at least 1")
+    usable = [j for j, s in enumerate(sample_scores) if s is not None and (valid is None or valid[j])]
+    top = sorted(usable, key=lambda j: -meta_logits[j])[:k_meta]
+    return vote([sample_scores[j] for j in top])
+
+
+def default_k_meta(k):
+    """Paper: k_meta = k/2. Choice: at least 1, so that k = 1 is Voting@1."""
+    return max(1, k // 2)
+
+
+def credit(votes, rewards):
+    """Expected accuracy of the paper's tie rule (shuffle, then argmax): 1/t if the best response is among t at the top.
+
+    An item without a valid judgment is wrong.
+    >>> credit([20, 27], [0, 1]), credit([8, 8], [0, 1]), credit(None, [0, 1])
+    (1.0, 0.5, 0.0)
+    """
+    if votes is None:
+        return 0.0
+    top = [i for i, v in enumerate(votes) if v == max(votes)]
+    return 1 / len(top) if rewards.index(max(rewards)) in top else 0.0
+
+
+# ----- from one sample file to every k and every control -----
+
+def item_credit(row, k, method="vote", k_meta=None, subsets=8):
+    """Mean credit of one item over the disjoint blocks of k among its samples.
+
+    row: one line of samples.jsonl.  method: vote (Eq. 14); guided (top k_meta by meta logit); random (the matched control:
+    k_meta judgments drawn blindly, mean over `subsets` draws); oracle (right if any judgment alone is right: upper bound).
+    """
+    scores = [s["scores"] for s in row["samples"]]
+    if not 1 <= k <= len(scores):
+        raise ValueError(f"k = {k}, but item {row['id']} has {len(scores)} samples")
+    k_meta = k_meta or default_k_meta(k)
+    values = []
+    for start in range(0, len(scores) - k + 1, k):
+        block = scores[start:start + k]
+        if method == "vote":
+            values.append(credit(vote(block), row["rewards"]))
+        elif method == "guided":
+            values.append(credit(meta_vote(block, row["meta_logits"][start:start + k], k_meta), row["rewards"]))
+        elif method == "random":
+            rng = random.Random(f"{row['id']}/{start}/{k}/{k_meta}")
+            usable = [s for s in block if s is not None]
+            draws = [credit(vote(rng.sample(usable, min(k_meta, len(usable)))), row["rewards"]) for _ in range(subsets)]
+            values.append(sum(draws) / len(draws))
+        elif method == "oracle":
+            values.append(max(credit(s, row["rewards"]) for s in block))
+        else:
+            raise ValueError(f"method {method!r}: choose vote, guided, random or oracle")
+    return sum(values) / len(values)
+
+
+def powers_of_two(k):
+    """1, 2, 4, ... up to k, and k itself."""
+    return sorted({2 ** i for i in range(k.bit_length()) if 2 ** i <= k} | {k})
+
+
+def sample_row(example, judgments):
+    """One line of samples.jsonl: everything that a vote, a control or an interval needs later."""
+    return {"id": example.id, "domain": example.domain, "rewards": example.rewards, "n": len(example.responses),
+            "cluster": example.extra.get("cluster"), "response_lengths": [len(r) for r in example.responses],
+            "samples": [{"permutation": j.permutation, "scores": j.scores, "reason": j.reason, "text": j.text,
+                         "prompt_tokens": len(j.prompt_ids), "tokens": len(j.completion_ids)} for j in judgments],
+            "votes": vote([j.scores for j in judgments])}
+
+
+@command_line
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default=None, help="the judge; default runs/toy/rl/model, or the toy base model")
+    parser.add_argument("--data", default="toy", help="toy, a .jsonl file, or a name that data.py knows")
+    parser.add_argument("--split", default="test", help="split of the data set")
+    parser.add_argument("--domain", help="only this domain")
+    parser.add_argument("--output", default="runs/toy/voting", help="run folder")
+    parser.add_argument("--k", type=int, default=32, help="judgments per item (paper: up to 32)")
+    parser.add_argument("--temperature", type=float, default=0.5, help="paper: 0.5 for all voting")
+    parser.add_argument("--rating", default="1-10", help="1-10; best for an LLM-as-a-Judge (votes become majority, Eq. 13)")
+    parser.add_argument("--meta_rm", help="folder of the meta RM; adds meta logits to samples.jsonl, samples stay as they are")
+    parser.add_argument("--k_meta", type=int, help="judgments kept in the printed table; default k/2 (paper)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
+    parser.add_argument("--limit", type=int, help="only the first items")
+    parser.add_argument("--chunk_size", type=int, default=64, help="items per chunk (the unit of work and of resuming)")
+    parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
+    add_judge_flags(parser)
+    args = parser.parse_args()
+    if args.k < 1 or args.k_meta is not None and not 1 <= args.k_meta <= args.k:
+        raise UserError("--k must be at least 1, and --k_meta between 1 and --k")
+    if args.model is None:
+        trained = Path("runs/toy/rl/model")
+        args.model = str(trained) if trained.exists() else TOY_BASE
+        print(f"judge: {args.model}" + ("" if trained.exists() else " (no runs/toy/rl/model: run spct_rl.py for the trained GRM)"))
+
+    # 1. data and model
+    accelerator = start_accelerator()
+    with accelerator.main_process_first():
+        output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
+    examples = load_examples(args.data, args.split, args.limit, domain=args.domain)
+    if args.rating == "best":
+        examples = [e for e in examples if len(e.responses) > 1]
+
+    # 2. k judgments of every item (skipped where they exist)
+    if not (output / "samples.jsonl").exists():
+        model, tokenizer = sampler.load_model(args.model, accelerator.device)
+        started = time.time()
+
+        def judge(chunk):
+            judged = sample_judgments(model, tokenizer, chunk, args.k, args.temperature, args.seed, rating=args.rating,
+                                      clamp=True, **judge_options(args))
+            return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
+        rows = in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")
+        if accelerator.is_main_process:
+            log_metrics(output, stage="sampling", seconds=time.time() - started, items=len(rows), judgments=len(rows) * args.k,
+                        tokens=sum(s["tokens"] for r in rows for s in r["samples"]))
+    rows = read_rows(output / "samples.jsonl")
+
+    # 3. meta logits of every parsed judgment
+    if args.meta_rm and any("meta_logits" not in row or row.get("meta_rm") != args.meta_rm for row in rows):
+        from meta_rm import add_meta_logits
+        started = time.time()
+        rows = add_meta_logits(args.meta_rm, output, examples, rows, accelerator, args.chunk_size)
+        if accelerator.is_main_process:
+            write_rows(output / "samples.jsonl", rows)
+            log_metrics(output, stage="meta_rm", seconds=time.time() - started, items=len(rows))
+
+    # 4. accuracy for every k, from the same samples (eval.py adds intervals and controls)
+    graded = [r for r in rows if r["rewards"] and r["n"] > 1]
+    if accelerator.is_main_process and graded:
+        guided = all("meta_logits" in r for r in graded)
+        parsed = sum(s["scores"] is not None for r in rows for s in r["samples"]) / sum(len(r["samples"]) for r in rows)
+        print(f"{len(graded)} items with n >= 2, parse rate {parsed:.3f}, "
+              f"chance {sum(1 / r['n'] for r in graded) / len(graded):.3f}")
+        print("    k   voting" + ("   guided   random" if guided else ""))
+        for k in powers_of_two(args.k):
+            methods = ["vote", "guided", "random"] if guided else ["vote"]
+            k_meta = args.k_meta if k == args.k else None
+            print(f"{k:5d}" + "".join(f"{sum(item_credit(r, k, m, k_meta) for r in graded) / len(graded):9.3f}" for m in methods))
+
+
+if __name__ == "__main__":
+    main()
