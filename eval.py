@@ -46,6 +46,7 @@ BENCHMARKS = ("rewardbench", "ppe_preference", "ppe_correctness", "rmb")
 def pick_best(scores, rng):
     """Index of the best response, a tie broken at random (paper, App. D: shuffle, then argmax).
 
+    >>> import random
     >>> pick_best([3, 9, 1], random.Random(0))
     1
     """

@@ -170,16 +170,20 @@ def build_prompt(example, template="full", rating="1-10", principles=True, use_r
         "output_format": ("Specific Criteria: <criteria and their weights>\n" if principles is True else "")
         + f"Analysis: <each response under the criteria>\nScores: \\boxed{{{boxes}}}",
     }
-    layout = {"full": FULL + BODY, "compact": COMPACT + BODY}.get(template) or read_template(template)
+    layout = {"full": FULL + BODY, "compact": COMPACT + BODY}.get(template) or read_template(
+        template, [f for f in ("hint", "reference", "given_principles") if fields[f]])
     # Pitfall: one pass, so that a response that holds "{hint}" or "{responses}" is never expanded.
     return [{"role": "user", "content": re.sub(r"\{(\w+)\}", lambda m: fields.get(m[1], m[0]), layout)}]
 
 
-def read_template(path):
+def read_template(path, asked_for=()):
     if not Path(path).is_file():
         raise UserError(f"template {path!r}: neither 'full' nor 'compact' nor an existing file")
-    text = Path(path).read_text(encoding="utf-8")
-    missing = [f for f in ("conversation", "responses", "output_format") if "{" + f + "}" not in text]
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(f"template {path}: not UTF-8; save it in that encoding") from None
+    missing = [f for f in ("conversation", "responses", "output_format", *asked_for) if "{" + f + "}" not in text]
     if missing:
         raise UserError(f"template {path}: the field {{{missing[0]}}} is missing; add it where it belongs")
     return text
@@ -200,14 +204,18 @@ def describe_hint(example):
 
 # Untrusted text: no response or query may forge a delimiter or a heading of the prompt (spaces and case do not help).
 FORGED = re.compile(r"\[(?=\s*the\s+(?:begin|end)\s+of\s+response)|#(?=#{3}\s*(?:evaluation|conversation|reference|"
-                    r"responses|specific|output)\b)|(?<=the best response )(?=is\s*:)", re.IGNORECASE)
+                    r"responses|specific|output)\b)|\bthe\s+best\s+response(?=\s+is\s*:)|"
+                    r"\bthe\s+response(?=\s+is\s+(?:not\s+)?correct)", re.IGNORECASE)
+# Invisible, but no control characters: joiners, fillers, variation selectors.
+UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
 def clean(text):
     """Untrusted text made harmless: invisible control characters out, forged delimiters and headings broken."""
-    text = unicodedata.normalize("NFC", text.replace("\r\n", "\n"))
+    text = UNSEEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    return FORGED.sub(lambda m: "(" if m[0] == "[" else ("# " if m[0] else "_"), text)
+    text = unicodedata.normalize("NFC", text)  # last, because letters can meet when what stood between them is gone
+    return FORGED.sub(lambda m: {"[": "(", "#": "# "}.get(m[0], m[0] + "_"), text)
 
 
 # ----- sampling judgments: C ~ r_theta(x, {y_i}, {p_i}) (Eq. 9) -----
@@ -237,7 +245,8 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
             orders: "random": drawn for each sample; "opposite": samples 2i and 2i + 1 see reversed orders; "shared": one
             drawn order for all k (the samples of a GRPO group answer one and the same prompt); "original": none drawn.
             clamp: scores outside 1-10 are clamped, as the released model's card does; training counts them as invalid.
-            prompt_of, parse: other prompts on the same machinery (the baselines): shown example, rating -> messages; text, n, rating, clamp -> scores.
+            prompt_of, parse: other prompts on the same machinery (the baselines):
+                (shown example, rating) -> messages;  (text, n, rating, clamp) -> (scores, reason).
     Returns: one list of k Judgments per example.
     """
     jobs = []  # (example, sample index, permutation, rating)
@@ -256,7 +265,7 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
     rows = sampler.generate(model, tokenizer, prompts, temperature=temperature, max_new_tokens=max_new_tokens,
                             seeds=[f"{seed}/{ex.id}/{j}" for ex, j, _, _ in jobs], progress=progress)
     results = []
-    for (example, j, order, scale), prompt_ids, row in zip(jobs, prompts, rows, strict=True):
+    for (_, j, order, scale), prompt_ids, row in zip(jobs, prompts, rows, strict=True):
         # Pitfall: only the completion is decoded and parsed; whatever a response quotes stays in the prompt.
         text = tokenizer.decode(row.ids, skip_special_tokens=True)
         shown, reason = (parse or parse_judgment)(text, len(order), scale, clamp) if row.finished else (None, "truncated")
@@ -282,13 +291,13 @@ def encode_chat(tokenizer, messages, completion=None):
 
     Special tokens exist only where the chat template puts them: in the text they are broken by a space.
     """
-    special = getattr(tokenizer, "_special_in_text", None)
-    if special is None:
+    made_for, special = getattr(tokenizer, "_special_in_text", (None, None))
+    if special is None or made_for != tokenizer.chat_template:
         template = tokenizer.chat_template or ""
         tokens = {t.content for t in tokenizer.added_tokens_decoder.values()
                   if t.content.strip() and len(t.content) > 1 and (t.special or t.content in template)}
         special = re.compile("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)) or r"(?!)")
-        tokenizer._special_in_text = special
+        tokenizer._special_in_text = (tokenizer.chat_template, special)
 
     def disarm(text):
         while special.search(text):  # again, because breaking one token may leave another
@@ -305,7 +314,7 @@ def encode_chat(tokenizer, messages, completion=None):
 
 # ----- extracting the scores: {S_i} = f_extract(C) (Eq. 7) -----
 
-BOX = re.compile(r"\\boxed\s*\{([^{}]*)\}")
+BOX = re.compile(r"\\boxed\s*\{([^{}]*)(\}?)")
 
 
 def parse_scores(text, n, lo=1, hi=10, clamp=False):
@@ -322,9 +331,11 @@ def parse_scores(text, n, lo=1, hi=10, clamp=False):
     (None, 'wrong_count')
     """
     boxes = BOX.findall(text)
-    if not boxes:
+    if not boxes or not any(closed for _, closed in boxes):
         return None, "no_box"
-    parts = [part.strip() for part in boxes[-1].split(",")]
+    if not boxes[-1][1]:  # nested braces, or never closed: an earlier box is not the verdict instead
+        return None, "not_a_number"
+    parts = [part.strip() for part in boxes[-1][0].split(",")]
     if len(parts) != n:
         return None, "wrong_count"
     if not all(re.fullmatch(r"[+-]?[0-9]{1,9}", part) for part in parts):
@@ -399,7 +410,8 @@ def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, **
              options: of `sample_judgments` (template, max_new_tokens, ...).
     Returns: n numbers (k..10k when all judgments parsed), or n NaN if none of the k judgments parsed.
     """
-    example = example_from_dict({"id": "score", "prompt": prompt, "responses": list(responses)}, "score()")
+    responses = responses if isinstance(responses, str) else list(responses)  # a lone text is an error, not a list of letters
+    example = example_from_dict({"id": "score", "prompt": prompt, "responses": responses}, "score()")
     temperature = (0.0 if k == 1 else 0.5) if temperature is None else temperature
     [judgments] = sample_judgments(model, tokenizer, [example], k, temperature, seed, clamp=True, **options)
     valid = [j.scores for j in judgments if j.scores is not None]

@@ -141,7 +141,7 @@ def main():
     if args.model is None:
         trained = Path("runs/toy/rl/model")
         args.model = str(trained) if trained.exists() else TOY_BASE
-        print(f"judge: {args.model}" + ("" if trained.exists() else " (no runs/toy/rl/model: run spct_rl.py for the trained GRM)"))
+        print(f"judge: {args.model}" + ("" if trained.exists() else " (run spct_rl.py first for the trained GRM)"))
 
     # 1. data and model
     accelerator = start_accelerator()

@@ -28,9 +28,22 @@ from transformers import AutoModelForSequenceClassification
 import sampler
 from data import load_examples
 from grm import TOY_BASE, add_judge_flags, clean, encode_chat, is_correct, judge_options, sample_judgments
-from runs import (UserError, batch_indices, command_line, in_chunks, load_state, log_metrics, open_run, read_rows, save_model,
-                  save_state, seed_everything, start_accelerator, trim_metrics, write_json)
-
+from runs import (
+    UserError,
+    batch_indices,
+    command_line,
+    in_chunks,
+    load_state,
+    log_metrics,
+    open_run,
+    read_rows,
+    save_model,
+    save_state,
+    seed_everything,
+    start_accelerator,
+    trim_metrics,
+    write_json,
+)
 
 # ----- §4 and App. G (C): what the meta RM reads -----
 
@@ -197,8 +210,7 @@ def main():
     args = parser.parse_args()
     for flag in ("trajectories", "grm"):
         if getattr(args, flag) == parser.get_default(flag) and not Path(getattr(args, flag)).exists():
-            print(f"no {getattr(args, flag)}: training without it; run {'spct_rft.py' if flag == 'trajectories' else 'spct_rl.py'} "
-                  "first for the paper's recipe")
+            print(f"no {getattr(args, flag)}: training without it; run spct_rft.py and spct_rl.py first for the paper's recipe")
             setattr(args, flag, "")
     if not args.trajectories and not args.grm:
         raise UserError("nothing to learn from: give --trajectories (of spct_rft.py), --grm (a judge), or both")
@@ -224,8 +236,8 @@ def main():
             grm, grm_tokenizer = sampler.load_model(args.grm, accelerator.device)
 
             def judge(chunk):
-                found = sample_judgments(grm, grm_tokenizer, chunk, args.n_rft, args.temperature, f"{args.seed}/meta", rating="train",
-                                         **judge_options(args))
+                found = sample_judgments(grm, grm_tokenizer, chunk, args.n_rft, args.temperature, f"{args.seed}/meta",
+                                         rating="train", **judge_options(args))
                 return [{"id": e.id, "judgments": [[j.permutation, j.text, j.scores] for j in js]}
                         for e, js in zip(chunk, found, strict=True)]
             in_chunks(output / "grm_judgments.jsonl", examples, judge, accelerator, 128, "sampling from the GRM")

@@ -73,7 +73,7 @@ def example_from_dict(row, where="record"):
     for field in ("domain", "reference"):
         if row.get(field) is not None and not isinstance(row[field], str):
             raise bad(field, "must be a text")
-    known = {f.name for f in dataclasses.fields(PreferenceExample)}
+    known = {f.name for f in dataclasses.fields(PreferenceExample)} - {"extra"}
     return PreferenceExample(str(row["id"]), prompt, responses, rewards, row.get("domain") or "all", row.get("reference"),
                              strength, {k: v for k, v in row.items() if k not in known})
 
@@ -93,9 +93,11 @@ def read_jsonl(path, skip_bad=False, limit=None):
         where = f"{path}, line {number}"
         try:
             try:
-                example = example_from_dict(json.loads(line.decode("utf-8")), where)
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+                row = json.loads(line.decode("utf-8"))
+                json.dumps(row, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is JSON, but no text
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not JSON in UTF-8 ({error}); mend the line or pass --skip_bad") from None
+            example = example_from_dict(row, where)
             if example.id in seen:
                 raise UserError(f"{where}: field 'id' repeats {example.id!r}; every item needs its own id")
         except UserError:

@@ -65,7 +65,9 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, t
         del model.config.quantization_config  # the weights are dequantised now, and save_pretrained refuses otherwise
     if tokenizer.chat_template is None:
         print(f"{name} has no chat template; using a plain built-in one")
-        tokenizer.chat_template = PLAIN_TEMPLATE
+        # Pitfall (C18): chats are tokenised without the tokenizer's own BOS, so the template has to write it (Gemma needs it).
+        adds_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -142,37 +144,45 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
     temperature 0 takes the most likely token. Row r draws its tokens with the random numbers of seeds[r].
     token_budget: tokens (prompt + completion) held at once; decides the batch size.
     """
-    was_training, checkpointing = model.training, getattr(model, "is_activation_checkpointing", False)
-    model.eval()  # Pitfall (C14): dropout while sampling would make the ratio of GRPO differ from 1
-    if checkpointing:
-        model.gradient_checkpointing_disable()  # Pitfall (C15): it turns the cache off
+    longest, room = max(map(len, prompts), default=0), getattr(model.config, "max_position_embeddings", None)
+    if max_new_tokens < 1 or temperature < 0:
+        raise UserError("--max_new_tokens must be at least 1 and --temperature at least 0")
+    if room and longest + max_new_tokens > room:
+        raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {room}; shorten or "
+                        "drop that item, lower --max_new_tokens, or use --template compact")
+    was_training = model.training
+    # Pitfalls (C14, C15): dropout would make the ratio of GRPO differ from 1, and gradient checkpointing drops the cache;
+    # both are in force in training mode only.
+    model.eval()
     token_budget = token_budget or int(os.environ.get("SPCT_TOKEN_BUDGET", 0)) or (
         400_000 if next(model.parameters()).is_cuda else 64_000)
     order = sorted(range(len(prompts)), key=lambda r: (len(prompts[r]), prompts[r]))
     rows, done = [None] * len(prompts), 0
-    with tqdm(total=len(prompts), desc="judgments", unit="", disable=not progress) as bar:
-        while done < len(order):
-            batch, width = [], 0
+    try:
+        with tqdm(total=len(prompts), desc="judgments", unit="", disable=not progress) as bar:
             while done < len(order):
-                width = max(width, len(prompts[order[done]]) + max_new_tokens)
-                if batch and width * (len(batch) + 1) > token_budget:
-                    break
-                batch.append(order[done])
-                done += 1
-            for r, row in zip(batch, generate_batch(model, tokenizer, [prompts[r] for r in batch], temperature,
-                                                    max_new_tokens, [seeds[r] for r in batch]), strict=True):
-                rows[r] = row
-            bar.update(len(batch))
-    if checkpointing:
-        model.gradient_checkpointing_enable()
-    model.train(was_training)
+                batch, width = [], 0
+                while done < len(order):
+                    width = max(width, len(prompts[order[done]]) + max_new_tokens)
+                    if batch and width * (len(batch) + 1) > token_budget:
+                        break
+                    batch.append(order[done])
+                    done += 1
+                for r, row in zip(batch, generate_batch(model, tokenizer, [prompts[r] for r in batch], temperature,
+                                                        max_new_tokens, [seeds[r] for r in batch]), strict=True):
+                    rows[r] = row
+                bar.update(len(batch))
+    finally:
+        model.train(was_training)
     return rows
 
 
 def prefill(model, distinct, pad_id):
     """Keys and values of the distinct prompts, and the logits after their last token.
 
-    The prefix that all of them share is computed once. Layout: [shared prefix][left padding][rest of the prompt].
+    The prefix that all of them share is computed once. Layout: [left padding][shared prefix][rest of the prompt].
+    Pitfall (C3): a sliding window counts places in the cache, so padding may stand on the left only. The last tokens of
+    the prefix are computed again where a prompt is shorter than the longest, in places that would hold padding anyway.
     Returns cache, attention mask (U, W), logits (U, V).
     """
     device = next(model.parameters()).device
@@ -180,15 +190,18 @@ def prefill(model, distinct, pad_id):
     shared = 0
     while len(distinct) > 1 and shared < shortest - 1 and len({p[shared] for p in distinct}) == 1:
         shared += 1
-    rests = [p[shared:] for p in distinct]
-    width = max(map(len, rests))
-    ids = torch.tensor([[pad_id] * (width - len(r)) + r for r in rests], device=device)                  # (U, R)
-    mask = torch.tensor([[1] * shared + [0] * (width - len(r)) + [1] * len(r) for r in rests], device=device)  # (U, W)
+    width = max(map(len, distinct))
+    rest = width - shared
+    ids = torch.tensor([[pad_id] * (rest - len(p)) + p[-rest:] for p in distinct], device=device)         # (U, R)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=device)         # (U, W)
     cache = DynamicCache()
     if shared:
         prefix = torch.tensor([distinct[0][:shared]], device=device)                                      # (1, shared)
         backbone(model)(input_ids=prefix, past_key_values=cache, use_cache=True)
-        cache = buffer_cache(cache, torch.zeros(len(distinct), dtype=torch.long, device=device), width)
+        places = torch.arange(shared, device=device) - (width - mask.sum(1, keepdim=True))                # (U, shared)
+        for layer in cache.layers:
+            layer.keys, layer.values = (x[0][:, places.clamp(min=0)].transpose(0, 1) for x in (layer.keys, layer.values))
+        cache = buffer_cache(cache, slice(None), rest)
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]                                             # (U, R)
     out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
                 logits_to_keep=1)
@@ -204,7 +217,7 @@ def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds
     device = next(model.parameters()).device
     distinct = sorted({tuple(p) for p in prompts}, key=lambda p: (len(p), p))
     index = {p: i for i, p in enumerate(distinct)}
-    cache, mask, logits = prefill(model, [list(p) for p in distinct], tokenizer.pad_token_id)
+    cache, mask, logits = prefill(model, [list(p) for p in distinct], tokenizer.pad_token_id or 0)
     source = torch.tensor([index[tuple(p)] for p in prompts], device=device)              # (B,) row -> distinct prompt
     cache, mask, logits = buffer_cache(cache, source, max_new_tokens), mask[source], logits[source]
     ends = torch.tensor(end_token_ids(model, tokenizer), device=device)

@@ -196,8 +196,8 @@ def main():
                 prompt_ids, text_ids = encode_chat(tokenizer, prompt, t["text"])
                 samples.append((prompt_ids, t["completion_ids"] if same_tokenizer else text_ids))
         if not samples:
-            raise UserError(f"no trajectory survived of {len(rows)} items ({dict(report['non_hinted'])}); use a stronger --sampler "
-                            "or more items (--limit)")
+            raise UserError(f"no trajectory survived of {len(rows)} items ({dict(report['non_hinted'])}); "
+                            "use a stronger --sampler or more items (--limit)")
         if accelerator.is_main_process:
             write_json(output / "selection.json", {**report, "kept": len(samples), "same_tokenizer": same_tokenizer})
             print_selection(report, len(samples))
@@ -219,8 +219,8 @@ def main():
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()
     trim_metrics(output, step, accelerator)
-    accelerator.print(f"fine-tuning {args.model} on {accelerator.device}: {judgments} judgments + {general} general chats, {steps} "
-                      f"updates of {args.batch_size} = {accelerator.num_processes} processes x {args.batch_size // accelerator.num_processes}")
+    accelerator.print(f"fine-tuning {args.model} on {accelerator.device}: {judgments} judgments + {general} general chats, "
+                      f"{steps} updates of {args.batch_size} samples on {accelerator.num_processes} processes")
     bar = tqdm(total=steps, initial=step, desc="RFT", unit="update", disable=not accelerator.is_local_main_process)
     while step < steps:
         started = time.time()
@@ -249,8 +249,8 @@ def main():
         bar.update()
         bar.set_postfix(loss=f"{loss:.3f}")
         if accelerator.is_main_process:
-            log_metrics(output, accelerator, step=step, loss=loss, lr=optimizer.param_groups[0]["lr"], grad_norm=float(norm), tokens=tokens,
-                        seconds=time.time() - started)
+            log_metrics(output, accelerator, step=step, loss=loss, lr=optimizer.param_groups[0]["lr"], grad_norm=float(norm),
+                        tokens=tokens, seconds=time.time() - started)
             if step % args.save_every == 0 or step == steps:
                 save_state(output / "state.pt", model=accelerator.unwrap_model(model).state_dict(),
                            optimizer=optimizer.state_dict(), step=step)
@@ -273,7 +273,8 @@ def print_selection(report, kept):
     print(f"{report['items']} items, {kept} trajectories kept")
     for kind in ("non_hinted", "hinted"):
         total = sum(report[kind].values())
-        print(f"  {kind:<11}" + "".join(f"  {fate} {count} ({100 * count / total:.0f}%)" for fate, count in sorted(report[kind].items())))
+        print(f"  {kind:<11}" + "".join(f"  {fate} {count} ({100 * count / total:.0f}%)"
+                                         for fate, count in sorted(report[kind].items())))
     for domain, counts in sorted(report["by_domain"].items()):
         print(f"  {domain:<11}  kept {counts['non_hinted/kept']} non-hinted, {counts['hinted/kept']} hinted; "
               f"too easy {counts['non_hinted/too_easy']}, incorrect {counts['non_hinted/incorrect']}")

@@ -111,7 +111,7 @@ def too_easy(judgments, example):
 @command_line
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="runs/toy/rft/model", help="policy and frozen reference: the RFT model (paper, Fig. 5)")
+    parser.add_argument("--model", default="runs/toy/rft/model", help="policy and reference: the RFT model (paper, Fig. 5)")
     parser.add_argument("--data", default="toy", help="toy, a .jsonl file, or a name that data.py knows (paper: 237K items)")
     parser.add_argument("--exclude_domain", help="hold one domain out (generalisation run)")
     parser.add_argument("--limit", type=int, help="only the first items")
@@ -122,7 +122,7 @@ def main():
     parser.add_argument("--steps", type=int, default=60, help="rollout steps (paper: 900)")
     parser.add_argument("--prompts_per_step", type=int, default=64, help="Q on all processes (paper: 512 rollouts = 128 x 4)")
     parser.add_argument("--G", type=int, default=4, help="group size (paper: 4)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the rollouts, also in the log-probs (paper: not stated)")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs (paper: not stated)")
     parser.add_argument("--rating", default="train", choices=["train", "1-10", "best"],
                         help="train: 0-1 for n = 1, else 1-10; best: an LLM-as-a-Judge on items with n >= 2")
     # objective
@@ -134,12 +134,12 @@ def main():
     parser.add_argument("--ddof", type=int, default=0, choices=[0, 1], help="0: population std; 1: sample std")
     parser.add_argument("--length_norm", default="sequence", choices=["sequence", "token", "constant"],
                         help="sequence: paper; token: DAPO; constant: Dr. GRPO (by --max_new_tokens)")
-    parser.add_argument("--format_reward", type=float, default=0.0, help="added to the reward if the judgment parses (paper: none)")
+    parser.add_argument("--format_reward", type=float, default=0.0, help="added to the reward if it parses (paper: none)")
     parser.add_argument("--mask_truncated", action="store_true", help="no loss on judgments cut off by --max_new_tokens")
     # optimisation
     parser.add_argument("--lr", type=float, default=5e-4, help="learning rate (paper: 4e-7)")
     parser.add_argument("--micro_batch_size", type=int, default=128, help="completions per forward pass on one process")
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory, slower; each completion carries its prompt")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory, slower; prompts not shared")
     parser.add_argument("--save_every", type=int, default=10, help="steps between saves of the training state")
     parser.add_argument("--log_with", help="tracker of accelerate, e.g. tensorboard or wandb")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
@@ -197,8 +197,8 @@ def main():
     trim_metrics(output, step, accelerator)
     Q = args.prompts_per_step // accelerator.num_processes                  # items per step on this process
     rows_per_update = args.prompts_per_step * args.G
-    accelerator.print(f"RL from {args.model} on {accelerator.device}: {accelerator.num_processes} processes x {Q} items x {args.G} "
-                      f"judgments = {rows_per_update} rollouts per step, {len(examples)} items, {args.steps} steps")
+    accelerator.print(f"RL from {args.model} on {accelerator.device}: {accelerator.num_processes} processes x {Q} items x "
+                      f"{args.G} judgments = {rows_per_update} rollouts per step, {len(examples)} items, {args.steps} steps")
     bar = tqdm(total=args.steps, initial=step, desc="RL", unit="step", disable=not accelerator.is_local_main_process)
 
     while step < args.steps:
@@ -217,7 +217,8 @@ def main():
         advantages = group_advantages(rule_rewards + args.format_reward * parsed, args.G, not args.no_std, args.ddof)
 
         # 6. one update (or a few) on these rollouts, in parts of whole groups of like length
-        order = sorted(range(len(groups)), key=lambda q: len(groups[q][0].prompt_ids) + max(len(j.completion_ids) for j in groups[q]))
+        order = sorted(range(len(groups)),
+                       key=lambda q: len(groups[q][0].prompt_ids) + max(len(j.completion_ids) for j in groups[q]))
         per_part = args.micro_batch_size // args.G
         parts = [order[i:i + per_part] for i in range(0, len(order), per_part)]
         kept = [j.reason != "truncated" or not args.mask_truncated for g in groups for j in g]
@@ -268,18 +269,22 @@ def main():
                 "dead": (spread == spread[:, :1]).all(1).sum(), "length": sum(len(j.completion_ids) for g in groups for j in g),
                 "truncated": sum(j.reason == "truncated" for g in groups for j in g)}
         names = sorted(sums)  # Pitfall (C22): the same order on every process
-        reduced = accelerator.reduce(torch.tensor([float(sums[n]) for n in names], dtype=torch.float64, device=accelerator.device))
-        total = dict(zip(names, reduced.tolist(), strict=True))
+        packed = torch.tensor([float(sums[n]) for n in names], dtype=torch.float64, device=accelerator.device)
+        total = dict(zip(names, accelerator.reduce(packed).tolist(), strict=True))
         per_token = max(1.0, total["tokens"])
-        metrics = {"step": step, "reward/mean": total["reward"] / rows_per_update, "reward/parse_rate": total["parsed"] / rows_per_update,
-                   "reward/frac_zero_std": total["dead"] / args.prompts_per_step, "policy/loss": total["loss"],
-                   "policy/kl": total["kl"] / per_token, "policy/clip_frac": total["clipped"] / per_token,
-                   "policy/bounded_frac": total["bounded"] / per_token, "policy/entropy": total["entropy"] / per_token,
-                   "policy/ratio_error": total["ratio_error"] / per_token, "len/mean": total["length"] / rows_per_update,
-                   "len/truncated_frac": total["truncated"] / rows_per_update, "opt/grad_norm": float(norm),
-                   "opt/lr": optimizer.param_groups[0]["lr"], "time/sample_s": sampled - started, "time/update_s": time.time() - sampled}
+        metrics = {
+            "step": step, "reward/mean": total["reward"] / rows_per_update,
+            "reward/parse_rate": total["parsed"] / rows_per_update,
+            "reward/frac_zero_std": total["dead"] / args.prompts_per_step, "policy/loss": total["loss"],
+            "policy/kl": total["kl"] / per_token, "policy/clip_frac": total["clipped"] / per_token,
+            "policy/bounded_frac": total["bounded"] / per_token, "policy/entropy": total["entropy"] / per_token,
+            "policy/ratio_error": total["ratio_error"] / per_token, "len/mean": total["length"] / rows_per_update,
+            "len/truncated_frac": total["truncated"] / rows_per_update, "opt/grad_norm": float(norm),
+            "opt/lr": optimizer.param_groups[0]["lr"],
+            "time/sample_s": sampled - started, "time/update_s": time.time() - sampled}
         bar.update()
-        bar.set_postfix(reward=f"{metrics['reward/mean']:.2f}", kl=f"{metrics['policy/kl']:.3f}", length=f"{metrics['len/mean']:.0f}")
+        bar.set_postfix(reward=f"{metrics['reward/mean']:.2f}", kl=f"{metrics['policy/kl']:.3f}",
+                        length=f"{metrics['len/mean']:.0f}")
         if accelerator.is_main_process:
             log_metrics(output, accelerator, **metrics)
             append_jsonl(output / "samples.jsonl", [

@@ -262,7 +262,8 @@ def make_tokenizer(folder):
     fixed |= {"Score the responses.", "The best response is: Response", "The response is correct.",
               "The response is not correct.", "Specific Criteria:", "Analysis:", "Scores: \\boxed{", "\\boxed{", "User:",
               "Assistant:", "Scores:"}
-    fixed |= {f"Response {i}:" for i in range(1, 6)} | {f"({w} than the other)" for w in ("slightly better", "better", "much better")}
+    fixed |= {f"Response {i}:" for i in range(1, 6)}
+    fixed |= {f"({w} than the other)" for w in ("slightly better", "better", "much better")}
     fixed |= {f"{p}%{mark}" for p in range(10, 101, 10) for mark in ",."}
     fixed |= {f"{v}{mark}" for v in VERDICTS.values() for mark in ",."}
     fixed |= {str(i) for i in range(11)} | set("x,{}.?:")
@@ -313,10 +314,10 @@ def lesson(rng, noisy, progress, kinds=("judge", "general")):
     elif draw < 0.12:
         named = noisy_criteria(rng, item.domain)
         principles = [", ".join(f"{name} {p}%" for name, p in named) + "."]
-    elif draw < 0.20:
-        hint = True
-    elif draw < 0.24:
+    elif draw < 0.16:
         reference = True
+    elif draw < (0.41 if noisy else 0.24):
+        hint = True
     text = judgment(rng, item, noisy and not reference, rating, principles, hint)
     return build_prompt(item, "compact", rating, principles, reference, hint), text
 
@@ -391,7 +392,7 @@ def main():
     parser.add_argument("--size", default="medium", choices=sorted(SIZES), help="small 0.2M, medium 0.7M, large 2.5M parameters")
     parser.add_argument("--output", default=str(HERE / "toy_base"), help="folder for the model folders")
     parser.add_argument("--steps", type=int, default=2500, help="pretraining steps of 64 chats")
-    parser.add_argument("--damage_steps", type=int, default=300, help="steps of 64 chats on noisy judgments")
+    parser.add_argument("--damage_steps", type=int, default=450, help="steps of 64 chats on noisy judgments")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", help="write test items to this .jsonl file instead")
     parser.add_argument("--limit", type=int, default=200, help="number of items to write")

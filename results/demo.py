@@ -34,7 +34,8 @@ def main():
         "rl": [f"spct_rl.py --model {out}/rft/model --output {out}/rl --seed {args.seed} {args.rl}"],
         "meta_rm": [f"meta_rm.py --trajectories {out}/rft/trajectories.jsonl --grm {out}/rl/model --output {out}/meta_rm "
                     f"--seed {args.seed} {args.meta}"],
-        "sample": [f"infer_scale.py --model {out}/rl/model --meta_rm {out}/meta_rm/model --output {out}/voting --k {args.k} {test}"],
+        "sample": [f"infer_scale.py --model {out}/rl/model --meta_rm {out}/meta_rm/model --output {out}/voting "
+                   f"--k {args.k} {test}"],
         "eval": [f"eval.py --model {model} --output {out}/eval_{name} {test}"
                  for name, model in (("base", base), ("rft", f"{out}/rft/model"), ("grm", f"{out}/rl/model"))],
     }
@@ -89,11 +90,12 @@ def summarise(out, seed, seconds):
 
 
 def print_summary(summary, out):
-    print(f"\ntoy world, {summary['n_test']} test items, seed {summary['seed']}: accuracy in %, beside the paper's (27B, Overall)")
+    print(f"\ntoy world, {summary['n_test']} test items, seed {summary['seed']}: accuracy in %; paper: 27B, Overall")
     paper = {"base": "-", "rft": "68.8", "grm": "69.9"}
     for name in ("base", "rft", "grm"):
         low, high = summary[name]["greedy_ci"]
-        print(f"  {name:<4} greedy            {100 * summary[name]['greedy']:5.1f}  [{100 * low:.1f}, {100 * high:.1f}]   paper {paper[name]}")
+        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+        print(f"  {name:<4} greedy            {100 * summary[name]['greedy']:5.1f}  {interval}   paper {paper[name]}")
     paper = {"1": "67.9", "8": "70.6", "32": "71.0"}
     for k, value in summary["voting"].items():
         print(f"  Voting@{k:<2}               {100 * value:5.1f}                  paper {paper[k]}")

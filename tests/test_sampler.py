@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from conftest import ARCHITECTURES, WINDOW
+from conftest import ARCHITECTURES, make_tiny_model
 
 import grm
 import sampler
@@ -108,7 +108,7 @@ def test_token_budget_changes_speed_only(tiny_model, toy_tokenizer, token_budget
 
 def test_token_budget_is_kept(tiny_model, toy_tokenizer, monkeypatch):
     sizes, real = [], sampler.generate_batch
-    monkeypatch.setattr(sampler, "generate_batch", lambda m, t, prompts, *rest: sizes.append(prompts) or real(m, t, prompts, *rest))
+    monkeypatch.setattr(sampler, "generate_batch", lambda *args: sizes.append(args[2]) or real(*args))
     generate(tiny_model(), toy_tokenizer, make_prompts() * 4, max_new_tokens=4, token_budget=150)
     assert sum(map(len, sizes)) == 28
     assert all(len(b) == 1 or len(b) * (max(map(len, b)) + 4) <= 150 for b in sizes)
@@ -150,8 +150,8 @@ def test_rows_that_leave_do_not_change_the_others(model, toy_tokenizer):
 def test_short_equal_and_nested_prompts(tiny_model, toy_tokenizer, prompts):
     for architecture in ("llama", "gpt2"):
         model = tiny_model(architecture)
-        same(generate(model, toy_tokenizer, prompts), [generate(model, toy_tokenizer, [p], seeds=[f"0/row {i}/0"])[0]
-                                                       for i, p in enumerate(prompts)])
+        alone = [generate(model, toy_tokenizer, [p], seeds=[f"0/row {i}/0"])[0] for i, p in enumerate(prompts)]
+        same(generate(model, toy_tokenizer, prompts), alone)
 
 
 def test_nothing_to_do(tiny_model, toy_tokenizer):
@@ -195,16 +195,15 @@ def test_end_token_in_the_last_step_counts(tiny_model, toy_tokenizer):
 
 
 def test_padding_with_the_end_token(tiny_model, toy_tokenizer, byte_tokenizer):  # Pitfall: masks inferred from token values
-    from conftest import make_tiny_model
     tokenizer = byte_tokenizer("mistral")
     assert tokenizer.pad_token_id == tokenizer.eos_token_id
     model = make_tiny_model("llama", len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     prompts = [[1, 2, 2, 70, 2], [1, 80], [1, 2, 90, 91, 92, 93, 94, 95]]  # the end token inside prompts is an ordinary token
-    same(generate(model, tokenizer, prompts), [generate(model, tokenizer, [p], seeds=[f"0/row {i}/0"])[0] for i, p in enumerate(prompts)])
+    alone = [generate(model, tokenizer, [p], seeds=[f"0/row {i}/0"])[0] for i, p in enumerate(prompts)]
+    same(generate(model, tokenizer, prompts), alone)
 
 
 def test_tokenizer_without_a_pad_token(byte_tokenizer):
-    from conftest import make_tiny_model
     tokenizer = byte_tokenizer("base")
     assert tokenizer.pad_token_id is None
     model = make_tiny_model("llama", len(tokenizer), tokenizer.eos_token_id)
@@ -222,22 +221,30 @@ def test_prompt_longer_than_the_model_is_a_user_error(tiny_model, toy_tokenizer,
 
 # ----- sampling is from the tempered distribution -----
 
+def assert_drawn_from(p, tokens):
+    """Chi-square of the tokens against the distribution p, within 4 standard deviations; rare tokens are counted as one."""
+    seen, expected = np.bincount(tokens, minlength=len(p)), len(tokens) * p
+    big = expected >= 5
+    observed, expected = (np.append(x[big], x[~big].sum()) for x in (seen, expected))
+    observed, expected = observed[expected > 0], expected[expected > 0]
+    freedom = len(expected) - 1
+    assert freedom >= 10, "the test model is too sure of itself"
+    assert ((observed - expected) ** 2 / expected).sum() < freedom + 4 * (2 * freedom) ** 0.5
+
+
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
 def test_frequencies_match_the_softmax(tiny_model, toy_tokenizer, temperature):
     model, count = tiny_model("qwen2", initializer_range=0.15), 6000
+    model.generation_config.eos_token_id = None
     [prompt] = make_prompts(lengths=[3])
-    rows = generate(model, toy_tokenizer, [prompt] * count, temperature, max_new_tokens=1, seeds=[f"0/item/{j}" for j in range(count)])
+    rows = generate(model, toy_tokenizer, [prompt] * count, temperature, max_new_tokens=2,
+                    seeds=[f"0/item/{j}" for j in range(count)])
     with torch.no_grad():
-        p = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1).numpy()
-    seen = np.bincount([r.ids[0] for r in rows], minlength=len(p))
-    big = count * p >= 5
-    observed = np.append(seen[big], seen[~big].sum())
-    expected = np.append(count * p[big], count * p[~big].sum())
-    expected, observed = expected[expected > 0], observed[expected > 0]
-    freedom = len(expected) - 1
-    assert freedom >= 10, "the test model is too sure of itself"
-    chi_square = ((observed - expected) ** 2 / expected).sum()
-    assert chi_square < freedom + 4 * (2 * freedom) ** 0.5
+        first = (model(torch.tensor([prompt])).logits[0, -1] / temperature).softmax(-1)                                   # (V,)
+        then = (model(torch.tensor([[*prompt, v] for v in range(len(first))])).logits[:, -1] / temperature).softmax(-1)  # (V, V)
+    first[toy_tokenizer.eos_token_id] = 0  # rows that end at once have no second token
+    assert_drawn_from((first / first.sum()).numpy(), [r.ids[0] for r in rows if len(r.ids) == 2])
+    assert_drawn_from((first / first.sum() @ then).numpy(), [r.ids[1] for r in rows if len(r.ids) == 2])
 
 
 def test_uniform_numbers_are_uniform_and_independent():
@@ -277,16 +284,15 @@ def spy(model, monkeypatch):
 def test_gradient_checkpointing_does_not_cost_the_cache(tiny_model, toy_tokenizer, monkeypatch, architecture):
     model = tiny_model(architecture)
     quiet = generate(model, toy_tokenizer, make_prompts())
-    model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.activation_checkpointing_enable({"use_reentrant": True})
     model.train()
-    function = sampler.backbone(model)._gradient_checkpointing_func if hasattr(sampler.backbone(model), "_gradient_checkpointing_func") else None
+    settings = [getattr(m, "_gradient_checkpointing_func", None) for m in model.modules()]
     calls = spy(model, monkeypatch)
     same(generate(model, toy_tokenizer, make_prompts()), quiet)
     assert calls and all(use_cache and not checkpointing for _, use_cache, checkpointing in calls)
     assert [shape[1] for shape, _, _ in calls][2:] == [1] * 11  # shared prefix, prompts, then one token at a time
     assert model.is_activation_checkpointing and model.training
-    if function is not None:
-        assert sampler.backbone(model)._gradient_checkpointing_func is function, "checkpointing came back with other settings"
+    assert [getattr(m, "_gradient_checkpointing_func", None) for m in model.modules()] == settings, "other settings came back"
 
 
 def test_mode_is_restored_when_sampling_is_stopped(tiny_model, toy_tokenizer, monkeypatch):
@@ -324,7 +330,8 @@ def make_completions(widths=(5, 1, 7, 2, 6, 4), seed=1):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_token_logp_is_what_the_sampler_drew_from(model, toy_tokenizer, checkpointing):  # Pitfall: a ratio that is 1 by construction
+def test_token_logp_is_what_the_sampler_drew_from(model, toy_tokenizer, checkpointing):
+    # Pitfall (C28): a ratio that is 1 by construction tests nothing; these log-probabilities come from two programs.
     prompts = make_prompts(lengths=[3, 25])
     model.generation_config.eos_token_id = [toy_tokenizer.eos_token_id, *ends_often]
     rows = generate(model, toy_tokenizer, [p for p in prompts for _ in range(4)], 0.7, seeds=[f"0/x/{i}" for i in range(8)])
@@ -425,7 +432,8 @@ def test_every_sample_has_its_own_order_and_scores_come_back_in_the_original_one
         for j in judgments:
             prompt = tokenizer.decode(j.prompt_ids)
             assert [prompt.index(ex.responses[i]) for i in j.permutation] == sorted(prompt.index(w) for w in ex.responses)
-            assert j.text.endswith("}") and j.completion_ids[-1] == tokenizer.eos_token_id and len(j.logp) == len(j.completion_ids)
+            assert j.text.endswith("}") and j.completion_ids[-1] == tokenizer.eos_token_id
+            assert len(j.logp) == len(j.completion_ids)
     orders = Counter(tuple(j.permutation) for j in results[0])
     assert len(orders) >= 5 and max(orders.values()) <= 12
     assert {tuple(j.permutation) for j in results[1]} == {(0, 1), (1, 0)}
@@ -487,12 +495,13 @@ def test_reasons_reach_the_judgment(scripted, written, reason):
     assert (judgment.scores, judgment.reason) == (None, reason)
 
 
-def test_boxes_quoted_in_the_prompt_are_never_the_verdict(scripted):
+def test_boxes_quoted_in_the_prompt_are_never_the_verdict(scripted, monkeypatch):
     tokenizer, _ = scripted(write=lambda shown: "9, 2")
     [[judgment]] = sample_judgments(None, tokenizer, [example(words=["\\boxed{1, 10}", "Scores: \\boxed{10, 1}"])], 1)
     assert judgment.scores == grm.unpermute([9, 2], judgment.permutation) and "\\boxed{x, x}" not in judgment.text
     tokenizer, _ = scripted()
-    sampler.generate = lambda m, t, prompts, **kw: [sampler.Row(t("no verdict")["input_ids"] + [t.eos_token_id], [0.0], True)] * len(prompts)
+    row = sampler.Row(tokenizer("no verdict")["input_ids"] + [tokenizer.eos_token_id], [0.0], True)
+    monkeypatch.setattr(sampler, "generate", lambda m, t, prompts, **options: [row] * len(prompts))
     [[judgment]] = sample_judgments(None, tokenizer, [example(words=["\\boxed{1, 10}", "b"])], 1)
     assert (judgment.scores, judgment.reason) == (None, "no_box")
 
