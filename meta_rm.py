@@ -201,7 +201,7 @@ def main():
     parser.add_argument("--held_out", type=float, default=0.1, help="share of the items kept for the report")
     parser.add_argument("--epochs", type=float, default=1.0, help="passes over the judgments (paper: not stated)")
     parser.add_argument("--batch_size", type=int, default=64, help="judgments per update on all processes (paper: 512)")
-    parser.add_argument("--micro_batch_size", type=int, default=64, help="judgments per forward pass on one process")
+    parser.add_argument("--micro_batch_size", type=int, default=32, help="judgments per forward pass on one process")
     parser.add_argument("--lr", type=float, default=1e-3, help="peak learning rate (paper: 1e-5)")
     parser.add_argument("--save_every", type=int, default=25, help="updates between saves of the training state")
     parser.add_argument("--log_with", help="tracker of accelerate, e.g. tensorboard or wandb")

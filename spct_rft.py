@@ -129,7 +129,7 @@ def main():
     # training
     parser.add_argument("--epochs", type=float, default=2.0, help="passes over the mixture (paper: 900 x 1024 / 1256K = 0.73)")
     parser.add_argument("--batch_size", type=int, default=128, help="samples per update on all processes (paper: 1024)")
-    parser.add_argument("--micro_batch_size", type=int, default=64, help="samples per forward pass on one process")
+    parser.add_argument("--micro_batch_size", type=int, default=32, help="samples per forward pass on one process")
     parser.add_argument("--lr", type=float, default=5e-4, help="peak learning rate (paper: 5e-6)")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory, slower")
     parser.add_argument("--save_every", type=int, default=50, help="updates between saves of the training state")

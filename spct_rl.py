@@ -138,7 +138,7 @@ def main():
     parser.add_argument("--mask_truncated", action="store_true", help="no loss on judgments cut off by --max_new_tokens")
     # optimisation
     parser.add_argument("--lr", type=float, default=5e-4, help="learning rate (paper: 4e-7)")
-    parser.add_argument("--micro_batch_size", type=int, default=128, help="completions per forward pass on one process")
+    parser.add_argument("--micro_batch_size", type=int, default=32, help="completions per forward pass on one process")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory, slower; prompts not shared")
     parser.add_argument("--save_every", type=int, default=10, help="steps between saves of the training state")
     parser.add_argument("--log_with", help="tracker of accelerate, e.g. tensorboard or wandb")

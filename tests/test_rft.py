@@ -46,12 +46,13 @@ def test_select_by_hand(non_hinted, hinted, fates, hinted_fates):
     names = {"k": "kept", "i": "incorrect", "e": "too_easy"}
     plain = [RIGHT if letter == "R" else WRONG for letter in non_hinted]
     assert select(plain, hinted) == ([names[f] for f in fates.split()], hinted_fates.split())
-    kept = select(plain, hinted, easy_hinted="keep")
-    assert kept == ([names[f] for f in fates.split()], ["kept" if hinted_fates == "too_easy" else f for f in hinted_fates.split()])
+    _, kept = select(plain, hinted, easy_hinted="keep")
+    assert kept == ["kept" if fate == "too_easy" else fate for fate in hinted_fates.split()]
 
 
 @pytest.mark.parametrize("text, talks", [
-    ("According to the hint, response 1 is better.", True), ("The best response is: Response 2", True), ("We are told that 1 wins.", True),
+    ("According to the hint, response 1 is better.", True), ("The best response is: Response 2", True),
+    ("We are told that 1 wins.", True),
     ("As stated above, response 1 is best.", True), ("HINT", True), ("as given in the prompt", True),
     ("Whinting is a word.", False), ("The first response is the best one.", False), ("Response 1: accuracy good.", False),
 ])
@@ -69,7 +70,8 @@ def test_report_counts_by_fate_and_domain():
     assert report["non_hinted"] == {"kept": 2, "incorrect": 4, "too_easy": 3}
     assert report["hinted"] == {"kept": 1, "too_easy": 1, "mentions_hint": 1}
     assert report["by_domain"] == {
-        "chat": {"non_hinted/kept": 2, "non_hinted/incorrect": 1, "non_hinted/too_easy": 3, "hinted/kept": 1, "hinted/too_easy": 1},
+        "chat": {"non_hinted/kept": 2, "non_hinted/incorrect": 1, "non_hinted/too_easy": 3, "hinted/kept": 1,
+                 "hinted/too_easy": 1},
         "math": {"non_hinted/incorrect": 3, "hinted/mentions_hint": 1}}
     assert selection_report(rows, "keep")["hinted"] == {"kept": 2, "mentions_hint": 1}
 
@@ -168,7 +170,8 @@ class Judge:
 
 
 def save_tiny(folder, tokenizer, **options):
-    make_tiny_model("llama", len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id, initializer_range=0.2, **options).save_pretrained(folder)
+    size, ends = len(tokenizer), (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    make_tiny_model("llama", size, *ends, **{"initializer_range": 0.2, **options}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
@@ -212,8 +215,8 @@ def play(monkeypatch, judge=None, sgd=False):
 
 def command(model, output, *flags):
     return [str(word) for word in (
-        "spct_rft.py", "--model", model, "--output", output, "--data", "toy", "--limit", COUNT, "--batch_size", 8, "--micro_batch_size", 4,
-        "--general_fraction", 0, "--epochs", 0.1, "--lr", 0.01, *flags)]
+        "spct_rft.py", "--model", model, "--output", output, "--data", "toy", "--limit", COUNT, "--batch_size", 8,
+        "--micro_batch_size", 4, "--general_fraction", 0, "--epochs", 0.1, "--lr", 0.01, *flags)]
 
 
 def train(monkeypatch, model, output, *flags):
@@ -248,7 +251,8 @@ def counted(fates):
 
 # ----- what is trained on -----
 
-def test_c17_c24_sampled_ids_are_trained_on_and_the_hint_is_not_in_the_prompt(base, tmp_path, monkeypatch, toy_tokenizer):  # TRL #5224
+def test_c17_c24_sampled_ids_are_trained_on_and_the_hint_is_not_in_the_prompt(base, tmp_path, monkeypatch, toy_tokenizer):
+    # TRL #5224: decoding and encoding gives other ids.   Paper §3.2: the hint is for sampling only.
     seen = play(monkeypatch)
     train(monkeypatch, base, tmp_path / "out", "--epochs", 1.3)
     judge, kept = seen["judge"], set()
@@ -304,7 +308,7 @@ def test_selection_of_each_ablation(flags, base, tmp_path, monkeypatch):
     assert by_domain == {**{f"non_hinted/{f}": c for f, c in plain.items()}, **{f"hinted/{f}": c for f, c in hinted.items()}}
 
 
-def test_c17_another_tokenizer_of_the_sampler_means_text_and_an_end_token(base, tmp_path, byte_tokenizer, monkeypatch, toy_tokenizer):
+def test_c17_text_of_another_tokenizer_gets_an_end_token(base, tmp_path, byte_tokenizer, monkeypatch, toy_tokenizer):
     other = save_tiny(tmp_path / "other", byte_tokenizer("chatml"), max_position_embeddings=4096)
     seen = play(monkeypatch)
     train(monkeypatch, base, tmp_path / "out", "--sampler", other, "--epochs", 1.3)
@@ -332,7 +336,7 @@ def test_general_fraction_is_the_share_of_all_samples(base, tmp_path, monkeypatc
         train(monkeypatch, base, tmp_path / str(fraction), "--general_fraction", fraction)
         kept = read_json(tmp_path / str(fraction) / "selection.json")["kept"]
         general = sum(seen["chats"])
-        assert general == round(kept * fraction / (1 - fraction)) and general / (kept + general) == pytest.approx(fraction, abs=0.01)
+        assert general / (kept + general) == pytest.approx(fraction, abs=0.005)
         assert seen["samples"][0] == kept + general
 
 
@@ -341,8 +345,9 @@ def test_general_data_of_the_user_is_trained_on_its_answers(base, tmp_path, monk
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": chats[0]}) + "\n", encoding="utf-8")
     seen = play(monkeypatch)
     train(monkeypatch, base, tmp_path / "out", "--general_data", tmp_path / "chats.jsonl", "--general_fraction", 0.5)
-    expected = (toy_tokenizer("<|user|>Say in reverse : sun moon<|assistant|>")["input_ids"], toy_tokenizer("moon sun .<|end|>")["input_ids"])
-    assert expected in seen["rows"]
+    question, answer = (toy_tokenizer(text)["input_ids"]
+                        for text in ("<|user|>Say in reverse : sun moon<|assistant|>", "moon sun .<|end|>"))
+    assert (question, answer) in seen["rows"]
 
 
 def test_general_only_samples_no_trajectory(base, tmp_path, monkeypatch):
@@ -388,9 +393,10 @@ def jsonl(path, *rows):
 
 
 @pytest.mark.parametrize("flags, word", [
-    (["--data", "none.jsonl"], "none.jsonl"), (["--model", "no/such/model"], "no/such/model"), (["--general_fraction", 1], "--general_only"),
-    (["--no_hinted", "--no_non_hinted"], "--general_only"), (["--general_data", "none.jsonl", "--general_fraction", 0.5], "none.jsonl"),
+    (["--data", "none.jsonl"], "none.jsonl"), (["--model", "no/such/model"], "no/such/model"),
     (["--batch_size", 0], "--batch_size"),
+    (["--general_fraction", 1], "--general_only"), (["--no_hinted", "--no_non_hinted"], "--general_only"),
+    (["--general_data", "none.jsonl", "--general_fraction", 0.5], "none.jsonl"),
 ])
 def test_wrong_flags(flags, word, base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -485,7 +491,8 @@ def test_c23_killed_and_continued_equals_uninterrupted_bitwise(base, tmp_path, m
 
 
 def test_c08_c22_c27_two_processes_equal_one(base, tmp_path, monkeypatch):
-    flags = ["--limit", 140, "--batch_size", 32, "--micro_batch_size", 6, "--epochs", 0.4, "--lr", 0.5]  # two chunks of trajectories, one per process
+    # two chunks of trajectories, one per process
+    flags = ["--limit", 140, "--batch_size", 32, "--micro_batch_size", 6, "--epochs", 0.4, "--lr", 0.5]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = started(torchrun, __file__, *command(base, tmp_path / "two", *flags)[1:], DUMP=str(tmp_path), LIMIT="140")
     play(monkeypatch, Judge(140), sgd=True)

@@ -165,7 +165,8 @@ def test_gradient_against_finite_differences(kl, length_norm):
         step = torch.zeros_like(logits).flatten()
         step[place] = 1e-6
         step = step.view_as(logits)
-        assert x.grad.flatten()[place].item() == pytest.approx((loss(logits + step) - loss(logits - step)).item() / 2e-6, abs=1e-8)
+        slope = (loss(logits + step) - loss(logits - step)).item() / 2e-6
+        assert x.grad.flatten()[place].item() == pytest.approx(slope, abs=1e-8)
 
 
 def test_first_update_is_plain_reinforce():
@@ -263,9 +264,10 @@ def test_equals_the_loss_of_trl_on_the_same_tensors(length_norm):
     def same(x):
         return x
     this = SimpleNamespace(
-        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token", beta=0.3,
         loss_type={"sequence": "grpo", "token": "dapo", "constant": "dr_grpo"}[length_norm], epsilon_low=0.2, epsilon_high=0.2,
-        use_vllm=False, model=SimpleNamespace(training=True), current_gradient_accumulation_steps=1, max_completion_length=7,
+        aux_loss_enabled=False, top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token",
+        beta=0.3, use_vllm=False, model=SimpleNamespace(training=True), current_gradient_accumulation_steps=1,
+        max_completion_length=7,
         args=SimpleNamespace(use_bias_correction_kl=False, delta=None, steps_per_generation=1), _entropy_bonus_enabled=False,
         accelerator=SimpleNamespace(num_processes=1, gather=same, reduce=lambda x, reduction: x),
         _metrics={"train": defaultdict(list)},
@@ -273,8 +275,8 @@ def test_equals_the_loss_of_trl_on_the_same_tensors(length_norm):
     ids = torch.zeros(mask.shape, dtype=torch.long)
     x = logits.clone().requires_grad_()
     theirs = GRPOTrainer._compute_loss(this, x, {
-        "prompt_ids": ids, "prompt_mask": torch.ones_like(ids), "completion_ids": ids, "completion_mask": mask.int(), "advantages": A,
-        "old_per_token_logps": old, "ref_per_token_logps": ref, "num_items_in_batch": mask.sum()})
+        "prompt_ids": ids, "prompt_mask": torch.ones_like(ids), "completion_ids": ids, "completion_mask": mask.int(),
+        "advantages": A, "old_per_token_logps": old, "ref_per_token_logps": ref, "num_items_in_batch": mask.sum()})
     theirs.backward()
     y = logits.clone().requires_grad_()
     ours, stats = grpo_loss(logp(y), old, ref, A, mask, 0.3, 0.2, length_norm=length_norm, constant=7)
@@ -372,7 +374,11 @@ def test_c20_chunks_of_the_vocabulary_projection_change_nothing(architecture, ti
     prompts, completions = prompts_and_completions()
     whole = update(model, TokenLogp(model, 0), prompts, completions)
     sizes, project = [], TokenLogp.project
-    monkeypatch.setattr(TokenLogp, "project", lambda self, hidden, *rest: (sizes.append(len(hidden)), project(self, hidden, *rest))[1])
+
+    def measured(self, hidden, *rest):
+        sizes.append(len(hidden))
+        return project(self, hidden, *rest)
+    monkeypatch.setattr(TokenLogp, "project", measured)
     chunked = update(model, TokenLogp(model, 0, chunk=4), prompts, completions)
     assert sum(sizes) == 2 * sum(map(len, completions)) and max(sizes) == 4  # recomputed in the backward pass, never kept
     assert torch.allclose(whole[0], chunked[0], atol=1e-6) and whole[1] == pytest.approx(chunked[1], abs=1e-6)
@@ -380,7 +386,8 @@ def test_c20_chunks_of_the_vocabulary_projection_change_nothing(architecture, ti
 
 
 @FOUR
-def test_c26_gradient_checkpointing_takes_whole_rows(architecture, tiny_model, monkeypatch):  # the cache would be dropped silently
+def test_c26_gradient_checkpointing_takes_whole_rows(architecture, tiny_model, monkeypatch):
+    # In train mode checkpointing drops the cache with a warning only, and completions would lose their prompt.
     model = tiny_model(architecture, initializer_range=0.15).train()
     prompts, completions = prompts_and_completions()
     shared = update(model, TokenLogp(model, 0), prompts, completions)
@@ -413,7 +420,8 @@ def test_c05_c28_recomputed_logp_is_what_the_sampler_drew_from(architecture, tin
     model.generation_config.eos_token_id = [4, *range(5, 65)]
     prompts, _ = prompts_and_completions(prompts=(3, 25, 11))
     for temperature in (0.7, 1.0, 1.4):
-        rows = sampler.generate(model, toy_tokenizer, [p for p in prompts for _ in range(4)], temperature, 9, [f"0/x/{i}" for i in range(12)])
+        each, seeds = [p for p in prompts for _ in range(4)], [f"0/x/{i}" for i in range(12)]
+        rows = sampler.generate(model, toy_tokenizer, each, temperature, 9, seeds)
         logp, _, mask = TokenLogp(model.train(), 0)(prompts, [r.ids for r in rows], temperature)
         recorded = torch.zeros(mask.shape)
         for r, row in enumerate(rows):
@@ -542,10 +550,11 @@ def test_c11_c17_the_sampled_ids_are_trained_on_with_their_own_advantage(base, t
         advantages = group_advantages(torch.tensor([rule_reward(j.scores, example.rewards) for j in group]), 4).tolist()
         for j, A in zip(group, advantages, strict=True):
             expected[tuple(j.prompt_ids), tuple(j.completion_ids), tuple(j.logp), A] += 1
-            again += toy_tokenizer(toy_tokenizer.decode(j.completion_ids), add_special_tokens=False)["input_ids"] != j.completion_ids
+            text = toy_tokenizer.decode(j.completion_ids)
+            again += toy_tokenizer(text, add_special_tokens=False)["input_ids"] != j.completion_ids
     assert again >= 4  # some ids do not survive decoding and encoding
     trained = Counter()
-    for (logp, old, _, A, mask, *_), (prompts, completions) in zip(seen["loss"], seen["parts"][1::2], strict=True):
+    for (_, old, _, A, mask, *_), (prompts, completions) in zip(seen["loss"], seen["parts"][1::2], strict=True):
         for r, completion in enumerate(completions):
             assert mask[r].sum() == len(completion)
             trained[tuple(prompts[r // 4]), tuple(completion), tuple(old[r, :len(completion)].tolist()), A[r].item()] += 1
@@ -579,13 +588,12 @@ def test_c21_truncated_judgments_stay_in_the_loss_unless_masked(masked, base, tm
     assert 0 < metrics["len/truncated_frac"] < 1
     reasons = {tuple(j.completion_ids): j.reason for _, group in seen["rollouts"][0] for j in group}
     counted = 0
-    for (_, _, _, _, mask, *_, rows, tokens, constant), (_, completions) in zip(seen["loss"], seen["parts"][1::2], strict=True):
+    for (_, _, _, _, mask, *_), (_, completions) in zip(seen["loss"], seen["parts"][1::2], strict=True):
         for r, completion in enumerate(completions):
             out = masked and reasons[tuple(completion)] == "truncated"
             assert mask[r].sum() == (0 if out else len(completion))
             counted += mask[r].sum().item()
-        assert rows == 16 and constant == 4
-    assert tokens == counted
+    assert {args[-3:] for args in seen["loss"]} == {(16, counted, 4)}  # rows, tokens, constant of the whole update
 
 
 def test_c21_only_truncated_judgments_and_all_of_them_masked(tmp_path, toy_tokenizer, monkeypatch):
@@ -599,23 +607,23 @@ def test_c21_only_truncated_judgments_and_all_of_them_masked(tmp_path, toy_token
 
 def test_flags_reach_the_loss(base, tmp_path, monkeypatch):
     seen = play(monkeypatch)
-    train(monkeypatch, base, tmp_path / "out", "--steps", 1, "--beta", 0.5, "--clip_eps", 0.1, "--kl", "k2", "--length_norm", "constant",
-          "--ddof", 1, "--format_reward", 0.5, "--updates_per_rollout", 2)
+    train(monkeypatch, base, tmp_path / "out", "--steps", 1, "--beta", 0.5, "--clip_eps", 0.1, "--kl", "k2", "--ddof", 1,
+          "--length_norm", "constant", "--format_reward", 0.5, "--updates_per_rollout", 2)
     assert len(seen["loss"]) == 4 and {args[5:9] for args in seen["loss"]} == {(0.5, 0.1, "k2", "constant")}
     assert len(seen["parts"]) == 6  # 2 parts: the reference once, the policy in both updates
     first, second = [args[0] - args[1] for args in seen["loss"][::2]]
     assert first.abs().max() < 1e-5 < second.abs().max()  # the second update is off the policy that sampled
     advantages = sorted(round(a, 4) for args in seen["loss"][:2] for a in args[3].tolist())
-    expected = [group_advantages(torch.tensor([1.5 if j.scores else -1.0 for j in group]), 4, ddof=1) for _, group in seen["rollouts"][0]]
-    assert advantages == pytest.approx(sorted(torch.cat(expected).tolist()), abs=1e-4)
+    rewards = torch.tensor([1.5 if j.scores else -1.0 for _, group in seen["rollouts"][0] for j in group])
+    assert advantages == pytest.approx(sorted(group_advantages(rewards, 4, ddof=1).tolist()), abs=1e-4)
 
 
 def test_c13_ten_steps_raise_the_rewarded_behaviour(base, tmp_path, monkeypatch):
     play(monkeypatch, lambda ids: ids[0] % 4 == 0)
-    rows = train(monkeypatch, base, tmp_path / "out", "--steps", 10, "--prompts_per_step", 8, "--micro_batch_size", 32, "--lr", 0.03,
-                 "--beta", 0.0, "--max_new_tokens", 4)
+    rows = train(monkeypatch, base, tmp_path / "out", "--steps", 10, "--prompts_per_step", 16, "--micro_batch_size", 64,
+                 "--lr", 0.05, "--beta", 0.0, "--max_new_tokens", 4)
     right = [(row["reward/mean"] + 1) / 2 for row in rows]
-    assert right[0] < 0.5 and sum(right[-2:]) / 2 > 0.85, right
+    assert right[0] < 0.4 and sum(right[-2:]) / 2 > 0.8, right
 
 
 def test_c26_gradient_checkpointing_trains_the_same(base, tmp_path, monkeypatch):
@@ -665,7 +673,8 @@ def jsonl(path, *rows):
 
 @pytest.mark.parametrize("flags, word", [
     (["--temperature", 0], "--temperature"), (["--micro_batch_size", 6], "--micro_batch_size"), (["--G", 0], "--G"),
-    (["--prompts_per_step", 0], "--prompts_per_step"), (["--data", "none.jsonl"], "none.jsonl"), (["--model", "no/such/model"], "no/such/model"),
+    (["--prompts_per_step", 0], "--prompts_per_step"), (["--data", "none.jsonl"], "none.jsonl"),
+    (["--model", "no/such/model"], "no/such/model"),
 ])
 def test_wrong_flags(flags, word, base, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -747,7 +756,8 @@ def two_and_one(base, tmp_path_factory):
         train(monkeypatch, base, folder / "one", *flags)
     code, out = finished(two)
     assert code == 0, out
-    return SimpleNamespace(folder=folder, out=out, one=told(seen), ranks=[json.loads((folder / f"{r}.json").read_text()) for r in (0, 1)])
+    ranks = [json.loads((folder / f"{r}.json").read_text()) for r in (0, 1)]
+    return SimpleNamespace(folder=folder, one=told(seen), ranks=ranks)
 
 
 def told(seen):
@@ -782,7 +792,7 @@ def test_c22_two_processes_report_the_metrics_of_one(two_and_one):
     one, two = (untimed(read_rows(two_and_one.folder / name / "metrics.jsonl")) for name in ("one", "two"))
     assert [row["step"] for row in two] == [1, 2, 3]
     for a, b in zip(one, two, strict=True):
-        assert a == pytest.approx(b, abs=1e-5)
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-6)
     one, two = (read_rows(two_and_one.folder / name / "samples.jsonl") for name in ("one", "two"))
     assert [(row["step"], row["id"], row["text"], row["advantage"]) for row in one] == \
         [(row["step"], row["id"], row["text"], row["advantage"]) for row in two] and len(one) == 12

@@ -1,0 +1,229 @@
+"""The runs behind the tables of the README, on the toy world: three seeds, resumable, two at a time.
+
+    python results/reproduce.py                    # all seeds; hours on 2 cores; a finished command is never run again
+    python results/reproduce.py --seeds 0 --only grm
+    python results/reproduce.py --tables           # only the tables and figures, from whatever is finished
+
+Every line of results/commands.txt is a command as it was run. Tables go to results/*.csv with command and commit.
+"""
+import argparse
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(HERE))
+os.chdir(HERE)
+import eval as evaluation  # noqa: E402
+from infer_scale import item_credit, powers_of_two  # noqa: E402
+from runs import command_line, git_commit, read_rows  # noqa: E402
+
+BASE, UNDAMAGED = "toy_base/medium", "toy_base/medium-undamaged"
+R = "runs/results"
+
+
+def plan(seed):
+    """[(name, command)] of one seed, in the order of need; the word before ':' of a name is what --only selects."""
+    s = f"{R}/s{seed}"
+
+    def rft(name, flags=""):
+        return (f"{name}: rft", f"spct_rft.py --output {s}/{name}/rft --seed {seed} {flags}")
+
+    def rl(name, start, flags=""):
+        return (f"{name}: rl", f"spct_rl.py --model {start} --output {s}/{name}/rl --seed {seed} {flags}")
+
+    def greedy(name, model, flags=""):
+        return (f"{name.split('/')[0]}: greedy", f"eval.py --model {model} --output {s}/{name}/greedy {flags}")
+
+    def voting(name, model, k, flags=""):
+        return (f"{name.split('/')[0]}: voting",
+                f"infer_scale.py --model {model} --output {s}/{name}/voting --k {k} --seed {seed} {flags}")
+
+    grm, meta = f"{s}/grm/rl/model", f"{s}/grm/meta_rm/model"
+    return [
+        rft("grm"), rl("grm", f"{s}/grm/rft/model"),
+        greedy("base", BASE), greedy("grm/after_rft", f"{s}/grm/rft/model"), greedy("grm", grm),
+        ("grm: meta_rm", f"meta_rm.py --trajectories {s}/grm/rft/trajectories.jsonl --grm {grm} --output {s}/grm/meta_rm "
+                         f"--seed {seed}"),
+        voting("grm", grm, 32, f"--meta_rm {meta}"),
+        voting("grm/after_rft", f"{s}/grm/rft/model", 8), voting("base", BASE, 8),
+        greedy("undamaged", UNDAMAGED), voting("undamaged", UNDAMAGED, 8),
+        rft("general", "--general_only"), greedy("general/after_rft", f"{s}/general/rft/model"),
+        rl("general", f"{s}/general/rft/model"), greedy("general", f"{s}/general/rl/model"),
+        rl("straight", BASE), greedy("straight", f"{s}/straight/rl/model"),
+        ("btrm: train", f"baselines.py btrm --output {s}/btrm --seed {seed}"),
+        ("pairrm: train", f"baselines.py pairrm --output {s}/pairrm --seed {seed}"),
+        ("judge: train", f"baselines.py judge --output {s}/judge --seed {seed}"),
+        ("cloud: train", f"baselines.py cloud --output {s}/cloud --seed {seed}"),
+        rft("heldout", "--exclude_domain safety"), rl("heldout", f"{s}/heldout/rft/model", "--exclude_domain safety"),
+        greedy("heldout", f"{s}/heldout/rl/model"),
+        ("heldout: meta_rm", f"meta_rm.py --trajectories {s}/heldout/rft/trajectories.jsonl --grm {s}/heldout/rl/model "
+                             f"--exclude_domain safety --output {s}/heldout/meta_rm --seed {seed}"),
+        voting("heldout", f"{s}/heldout/rl/model", 32, f"--meta_rm {s}/heldout/meta_rm/model --domain safety"),
+        ("heldout: voting-guided-by-all", f"infer_scale.py --model {grm} --output {s}/heldout/reference --k 32 --seed {seed} "
+                                          f"--meta_rm {meta} --domain safety"),
+    ]
+
+
+def run_seed(seed, only):
+    for name, command in plan(seed):
+        if only and name.split(":")[0] not in only:
+            continue
+        words = command.split()
+        output = Path(words[words.index("--output") + 1])
+        if (output / ".finished").exists():
+            continue
+        started = time.time()
+        log = output.with_suffix(".log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with open(log, "a") as file:
+            code = subprocess.run([sys.executable, *words], stdout=file, stderr=subprocess.STDOUT).returncode
+        if code:
+            print(f"seed {seed}, {name}: exit code {code}, see {log}", flush=True)
+            return
+        (output / ".finished").write_text(f"{command}\n{git_commit()}\n{time.time() - started:.1f} s\n")
+        print(f"seed {seed}, {name}: {time.time() - started:.0f} s", flush=True)
+
+
+# ----- tables -----
+
+def finished(seed, name):
+    folder = Path(f"{R}/s{seed}/{name}")
+    return folder if (folder / ".finished").exists() and (folder / "samples.jsonl").exists() else None
+
+
+def over_seeds(seeds, name, credit_of, domain=None):
+    """{item id: mean credit over seeds} and the accuracy of each seed, of the runs that are finished; None if none is."""
+    per_seed = []
+    for seed in seeds:
+        folder = finished(seed, name)
+        if folder:
+            rows = evaluation.graded(read_rows(folder / "samples.jsonl"))
+            per_seed.append({r["id"]: credit_of(r) for r in rows if domain in (None, r["domain"])})
+    if not per_seed:
+        return None
+    items = {i: evaluation.mean(c[i] for c in per_seed) for i in per_seed[0]}
+    return {"items": items, "seeds": [evaluation.mean(c.values()) for c in per_seed]}
+
+
+def greedy_credit(row):
+    return evaluation.credit(row["samples"][0]["scores"], row["rewards"])
+
+
+def voting_credit(k, method="vote", k_meta=None):
+    return lambda row: item_credit(row, k, method, k_meta)
+
+
+def table_row(label, result, paper="", reference=None, **more):
+    """One row: mean, interval over items, spread over seeds, and the paired difference to a reference row."""
+    if result is None:
+        return {"row": label, "accuracy": "not run", "paper": paper}
+    values = list(result["items"].values())
+    low, high = evaluation.bootstrap_ci(values)
+    row = {"row": label, "accuracy": 100 * evaluation.mean(values), "low": 100 * low, "high": 100 * high,
+           "seeds": " ".join(f"{100 * a:.1f}" for a in result["seeds"]), "items": len(values), "paper": paper, **more}
+    if reference is not None:
+        common = [i for i in reference["items"] if i in result["items"]]
+        low, high = evaluation.paired_ci([reference["items"][i] for i in common], [result["items"][i] for i in common])
+        row |= {"difference_low": 100 * low, "difference_high": 100 * high}
+    return row
+
+
+def write_table(name, rows, command="python results/reproduce.py"):
+    for row in rows:
+        row |= {"command": command, "commit": git_commit()}
+    evaluation.write_csv(Path("results") / f"{name}.csv", rows)
+    print(f"\n{name}")
+    evaluation.print_table(rows, [c for c in rows[0] if c not in ("command", "commit")])
+
+
+def tables(seeds):
+    def get(name, credit_of):
+        return over_seeds(seeds, name, credit_of)
+
+    # training (Table 2 and 4 in miniature): base < RFT < GRM, greedy and Voting@8
+    base, rft, grm = (get(n, greedy_credit) for n in ("base/greedy", "grm/after_rft/greedy", "grm/greedy"))
+    base8, rft8, grm8 = (get(n, voting_credit(8)) for n in ("base/voting", "grm/after_rft/voting", "grm/voting"))
+    write_table("training", [
+        table_row("base, greedy", base),
+        table_row("GRM-RFT, greedy", rft, "68.8", base),
+        table_row("GRM, greedy", grm, "69.9", rft),
+        table_row("general data only, greedy", get("general/after_rft/greedy", greedy_credit), "66.1", base),
+        table_row("general data only, then RL, greedy", get("general/greedy", greedy_credit), "68.7",
+                  get("general/after_rft/greedy", greedy_credit)),
+        table_row("RL straight from the base, greedy", get("straight/greedy", greedy_credit), "", base),
+        table_row("undamaged judge, greedy", get("undamaged/greedy", greedy_credit), "", grm),
+        table_row("base, Voting@8", base8),
+        table_row("GRM-RFT, Voting@8", rft8, "69.3", base8),
+        table_row("GRM, Voting@8", grm8, "70.6", rft8),
+        table_row("undamaged judge, Voting@8", get("undamaged/voting", voting_credit(8)), "", grm8)])
+
+    # scaling (Table 3): k, guided, controls
+    paper = {("vote", 1): "67.9", ("vote", 8): "70.6", ("vote", 32): "71.0", ("guided", 8): "72.0", ("guided", 32): "72.8"}
+    if get("grm/voting", voting_credit(1)):
+        rows, before = [table_row("greedy", grm, "69.9")], {}
+        for method in ("vote", "guided", "random", "oracle"):
+            for k in powers_of_two(32):
+                result = get("grm/voting", voting_credit(k, method))
+                reference = get("grm/voting", voting_credit(k)) if method != "vote" else before.get("vote")
+                rows.append(table_row(f"{method} @{k}", result, paper.get((method, k), ""), reference, method=method, k=k))
+                before[method] = result
+        rows.append(table_row("guided @32 against random 16 of 32", get("grm/voting", voting_credit(32, "guided")), "",
+                              get("grm/voting", voting_credit(32, "random"))))
+        write_table("scaling", rows)
+        # k_meta (Table 7)
+        paper = {1: "71.5", 8: "72.7", 16: "72.8"}
+        all32 = get("grm/voting", voting_credit(32))
+        write_table("k_meta", [table_row("none (Voting@32)", all32, "71.0")] + [
+            table_row(f"k_meta {m}", get("grm/voting", voting_credit(32, "guided", m)), paper.get(m, ""), all32,
+                      random=100 * evaluation.mean(get("grm/voting", voting_credit(32, "random", m))["items"].values()))
+            for m in (1, 2, 4, 8, 16, 24)])
+
+    # Table 2 in miniature
+    judge = "judge/"
+    rows = [table_row("LLM-as-a-Judge, greedy", get(judge + "greedy", greedy_credit), "67.8"),
+            table_row("Bradley-Terry (BTRM)", get("btrm", greedy_credit), "68.6"),
+            table_row("CLoud, one critique", get("cloud", voting_credit(1)), "68.7"),
+            table_row("PairRM", get("pairrm", greedy_credit), "69.0"),
+            table_row("GRM-RFT, greedy", rft, "68.8"), table_row("GRM, greedy", grm, "69.9"),
+            table_row("LLM-as-a-Judge, Voting@8", get(judge + "voting", voting_credit(8)), "67.6"),
+            table_row("LLM-as-a-Judge, TokenProb@8", get(judge + "tokenprob", voting_credit(8)), "68.1"),
+            table_row("CLoud @8", get("cloud", voting_credit(8)), "68.8"),
+            table_row("GRM, Voting@8", grm8, "70.6"), table_row("GRM, Voting@32", get("grm/voting", voting_credit(32)), "71.0"),
+            table_row("GRM, guided @32", get("grm/voting", voting_credit(32, "guided")), "72.8")]
+    write_table("methods", [r for r in rows if r["accuracy"] != "not run"] or rows)
+
+    # a domain held out of training (safety): the GRM and the meta RM
+    def safety(name, credit_of):
+        return over_seeds(seeds, name, credit_of, "safety")
+    rows = [table_row("base, greedy", safety("base/greedy", greedy_credit)),
+            table_row("GRM, greedy", safety("grm/greedy", greedy_credit)),
+            table_row("GRM without safety, greedy", safety("heldout/greedy", greedy_credit)),
+            table_row("GRM, Voting@32", safety("heldout/reference", voting_credit(32))),
+            table_row("GRM, guided @32", safety("heldout/reference", voting_credit(32, "guided"))),
+            table_row("GRM without safety, Voting@32", safety("heldout/voting", voting_credit(32))),
+            table_row("GRM and meta RM without safety, guided @32", safety("heldout/voting", voting_credit(32, "guided")), "",
+                      safety("heldout/voting", voting_credit(32)))]
+    write_table("heldout_safety", rows)
+
+
+@command_line
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
+    parser.add_argument("--only", nargs="+", help="only these parts, e.g. grm base general straight btrm heldout")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, one torch thread each")
+    parser.add_argument("--tables", action="store_true", help="run nothing; make the tables and figures")
+    args = parser.parse_args()
+    if not args.tables:
+        os.environ.setdefault("SPCT_THREADS", "1")
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lambda seed: run_seed(seed, args.only), args.seeds))
+    tables(args.seeds)
+
+
+if __name__ == "__main__":
+    main()

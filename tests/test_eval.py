@@ -1,0 +1,123 @@
+"""Metrics by hand, interval properties, the paper's averages, and judges with a known bias."""
+import random
+
+import numpy as np
+import pytest
+
+import eval as evaluation
+from eval import bootstrap_ci, overall, paired_ci, pick_best, report, roc_auc
+
+
+def make_rows(judge, count=400, n=2, seed=0, swap=True):
+    """Rows of samples.jsonl by a scripted judge: (shown responses as (quality, length), rng) -> shown scores."""
+    rng, rows = random.Random(seed), []
+    for i in range(count):
+        quality = [rng.random() for _ in range(n)]
+        lengths = [rng.randint(5, 200) for _ in range(n)]
+        order = list(range(n))
+        rng.shuffle(order)
+        samples = []
+        for permutation in [order, order[::-1]] if swap else [order]:
+            shown = judge([(quality[j], lengths[j]) for j in permutation], rng)
+            scores = None if shown is None else [shown[permutation.index(j)] for j in range(n)]
+            samples.append({"permutation": permutation, "scores": scores, "reason": "ok", "tokens": 10, "text": ""})
+        rows.append({"id": str(i), "domain": "a", "n": n, "rewards": [int(q == max(quality)) for q in quality],
+                     "response_lengths": lengths, "samples": samples, "cluster": None})
+    return rows
+
+
+def test_roc_auc_by_hand():
+    assert roc_auc([1, 2, 3, 4], [0, 0, 1, 1]) == 1.0
+    assert roc_auc([4, 3, 2, 1], [0, 0, 1, 1]) == 0.0
+    assert roc_auc([5, 5, 5], [0, 1, 1]) == 0.5  # ties count half
+    assert roc_auc([9, 7, 7, 2], [1, 1, 0, 0]) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    assert roc_auc([1, 2], [1, 1]) is None  # undefined, not 0.5
+    scores, labels = [random.Random(1).randint(1, 10) for _ in range(60)], [i % 3 == 0 for i in range(60)]
+    pairs = [(p > q) + (p == q) / 2 for p, y in zip(scores, labels) if y for q, z in zip(scores, labels) if not z]
+    assert roc_auc(scores, labels) == pytest.approx(np.mean(pairs))
+
+
+def test_overall_is_the_mean_of_four_and_reproduces_the_papers_rows():
+    # Table 2 of the paper: four benchmarks -> Overall
+    for numbers, printed in [((86.0, 64.7, 59.8, 69.0), 69.9), ((84.5, 64.1, 59.6, 67.0), 68.8), ((88.5, 65.3, 60.4, 69.7), 71.0),
+                             ((90.4, 67.2, 63.2, 70.3), 72.8), ((87.1, 65.8, 64.8, 58.2), 69.0), ((83.4, 64.2, 58.8, 64.8), 67.8)]:
+        assert overall(dict(zip(evaluation.BENCHMARKS, numbers))) == pytest.approx(printed, abs=0.051)
+    with pytest.raises(ValueError, match="rmb"):
+        overall({"rewardbench": 1, "ppe_preference": 1, "ppe_correctness": 1})
+
+
+def test_pick_best_breaks_ties_evenly():
+    rng = random.Random(0)
+    picks = [pick_best([3, 9, 9], rng) for _ in range(2000)]
+    assert set(picks) == {1, 2} and 0.45 < picks.count(1) / 2000 < 0.55
+
+
+def test_bootstrap_interval_matches_the_normal_one_and_covers():
+    values = np.random.default_rng(0).random(500) < 0.7
+    low, high = bootstrap_ci(values)
+    half = 1.96 * np.sqrt(values.mean() * (1 - values.mean()) / 500)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), abs=0.01)
+    assert bootstrap_ci(values) == bootstrap_ci(values)  # seeded
+    covered = 0
+    for seed in range(100):
+        sample = np.random.default_rng(seed).random(100) < 0.6
+        low, high = bootstrap_ci(sample, draws=400)
+        covered += low <= 0.6 <= high
+    assert covered >= 88
+    with pytest.raises(ValueError):
+        bootstrap_ci([])
+
+
+def test_cluster_bootstrap_is_wider_where_prompts_repeat():
+    rng = np.random.default_rng(0)
+    truth = rng.random(40)
+    values = np.repeat(truth > 0.5, 20)
+    clusters = [f"p{i // 20}" for i in range(800)]
+    plain, clustered = bootstrap_ci(values), bootstrap_ci(values, clusters=clusters)
+    assert clustered[1] - clustered[0] > 3 * (plain[1] - plain[0])
+
+
+def test_paired_interval_sees_a_small_constant_gain():
+    a = np.random.default_rng(0).random(300)
+    low, high = paired_ci(a, a + 0.01)
+    assert low == pytest.approx(0.01) and high == pytest.approx(0.01)
+    with pytest.raises(ValueError, match="same items"):
+        paired_ci([1], [1, 2])
+
+
+def test_a_position_biased_judge_is_found():
+    fair = report(make_rows(lambda shown, rng: [1 + round(9 * q) for q, _ in shown]))
+    biased = report(make_rows(lambda shown, rng: [9] + [3] * (len(shown) - 1)))
+    assert fair["accuracy"] > 0.9 and abs(fair["first_position"] - fair["first_expected"]) < 0.05
+    assert fair["swap_consistency"] > 0.85
+    assert biased["first_position"] == 1.0 and biased["first_expected"] == 0.5 and biased["swap_consistency"] == 0.0
+
+
+def test_a_length_biased_judge_is_found():
+    biased = report(make_rows(lambda shown, rng: [1 + length * 9 // 200 for _, length in shown]))
+    fair = report(make_rows(lambda shown, rng: [1 + round(9 * q) for q, _ in shown]))
+    assert biased["longest"] > 0.99 and 0.4 < fair["longest"] < 0.6 and 0.4 < biased["longest_wins"] < 0.6
+
+
+def test_unparsed_items_are_wrong_and_lenient_counts_a_random_pick():
+    rows = make_rows(lambda shown, rng: None if rng.random() < 0.5 else [1 + round(9 * q) for q, _ in shown], swap=False)
+    r = report(rows)
+    assert 0.4 < r["parse_rate"] < 0.6
+    assert r["lenient"] == pytest.approx(r["accuracy"] + (1 - r["parse_rate"]) / 2, abs=1e-9)
+
+
+def test_single_responses_enter_auc_only():
+    rows = make_rows(lambda shown, rng: [1 + round(9 * q) for q, _ in shown], count=20)
+    rows += [{"id": f"s{i}", "domain": "a", "n": 1, "rewards": [i % 2], "response_lengths": [5], "cluster": None,
+              "samples": [{"permutation": [0], "scores": [3 + 4 * (i % 2)], "reason": "ok", "tokens": 5, "text": ""}]} for i in range(6)]
+    r = report(rows)
+    assert r["items"] == 20 and r["auc_single"] == 1.0
+
+
+def test_table_csv_and_figure_are_written(tmp_path):
+    rows = make_rows(lambda shown, rng: [1 + round(9 * q) for q, _ in shown], count=20)
+    many = [r | {"samples": r["samples"] * 4, "meta_logits": [0.5] * 8} for r in rows]
+    evaluation.compare({"greedy": rows, "voting": many}, tmp_path, "eval.py --runs ...")
+    assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    header, *lines = (tmp_path / "curve.csv").read_text().splitlines()
+    assert header.startswith("run,method,k,k_meta,accuracy,low,high") and len(lines) == 16
