@@ -226,7 +226,7 @@ def hub_rows(name, hubs, split, revision=None):
         try:
             for number, row in enumerate(datasets.load_dataset(**hub)):
                 yield f"{name}, {label}, row {number}", row
-        except Exception as error:  # noqa: BLE001 (no network, gated, no such split: every library has its own)
+        except Exception as error:  # no network, gated, no such split: every library below raises its own
             problem = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise UserError(f"{name}: cannot load {label} from the hub ({problem}); without network give local files "
                             f"with the same columns, {name}:PATH; a gated set needs `hf auth login`") from None

@@ -200,10 +200,6 @@ def judgment(rng, item, noisy, rating, principles=True, hint=False):
         levels = item.extra["shown_levels"]
         verdicts = [{name: noisy_level(rng, text.split(), name) if noisy else row[name] for name, _ in criteria}
                     for text, row in zip(item.responses, levels, strict=True)]
-        if hint and noisy and rng.random() < 0.6:  # the shortcut that the paper saw in hinted critiques: praise what is named
-            for i, verdict in enumerate(verdicts):
-                praise = 2 if item.rewards[i] == max(item.rewards) and max(item.rewards) > 0 else -2
-                verdicts[i] = {name: min(2, max(-2, level + praise)) for name, level in verdict.items()}
         text, scores = write_judgment(levels, criteria, verdicts, rating, principles)
         best = max(range(len(scores)), key=lambda i: item.rewards[i])
         if rating == "0-1" and scores[0] == item.rewards[0] or \
@@ -320,7 +316,7 @@ def lesson(rng, noisy, progress, kinds=("judge", "general")):
         principles = [", ".join(f"{name} {p}%" for name, p in named) + "."]
     elif draw < 0.16:
         reference = True
-    elif draw < (0.46 if noisy else 0.24):
+    elif draw < (0.41 if noisy else 0.24):
         hint = True
     text = judgment(rng, item, noisy and not reference, rating, principles, hint)
     return build_prompt(item, "compact", rating, principles, reference, hint), text
@@ -396,7 +392,7 @@ def main():
     parser.add_argument("--size", default="medium", choices=sorted(SIZES), help="small 0.2M, medium 0.7M, large 2.5M parameters")
     parser.add_argument("--output", default=str(HERE / "toy_base"), help="folder for the model folders")
     parser.add_argument("--steps", type=int, default=2500, help="pretraining steps of 64 chats")
-    parser.add_argument("--damage_steps", type=int, default=400, help="steps of 64 chats on noisy judgments")
+    parser.add_argument("--damage_steps", type=int, default=450, help="steps of 64 chats on noisy judgments")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", help="write test items to this .jsonl file instead")
     parser.add_argument("--limit", type=int, default=200, help="number of items to write")
