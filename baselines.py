@@ -305,12 +305,9 @@ def answer_place(tokenizer, messages, before, n):
     before: the judge's text up to and with its last "\boxed{". Pitfall: a tokenizer may join the brace and the digit, so the
     place is where the n continuations part. Deviation: the text is tokenised once, since samples.jsonl holds no ids.
     """
-    whole = []
-    for i in range(1, n + 1):
-        prompt_ids, completion_ids = encode_chat(tokenizer, messages, before + str(i))
-        whole.append(prompt_ids + completion_ids[:-1])
+    whole = [sum(encode_chat(tokenizer, messages, before + str(i)), []) for i in range(1, n + 1)]
     start = len(os.path.commonprefix(whole))
-    first = [ids[start] for ids in whole if len(ids) > start]
+    first = [ids[start] for ids in whole]
     if len(set(first)) < n:
         raise UserError(f"tokenprob: two of the numbers 1 to {n} begin with the same token here; leave out longer lists")
     return whole[0][:start], first

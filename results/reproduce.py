@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE))
 os.chdir(HERE)
 import eval as evaluation  # noqa: E402
 from infer_scale import item_credit, powers_of_two  # noqa: E402
-from runs import command_line, git_commit, read_rows  # noqa: E402
+from runs import command_line, git_commit, read_json, read_rows  # noqa: E402
 
 BASE, UNDAMAGED = "toy_base/medium", "toy_base/medium-undamaged"
 R = "runs/results"
@@ -164,7 +164,8 @@ def tables(seeds):
     # scaling (Table 3): k, guided, controls
     paper = {("vote", 1): "67.9", ("vote", 8): "70.6", ("vote", 32): "71.0", ("guided", 8): "72.0", ("guided", 32): "72.8"}
     if get("grm/voting", voting_credit(1)):
-        rows, before = [table_row("greedy", grm, "69.9")], {}
+        chance = evaluation.mean(1 / r["n"] for r in evaluation.graded(read_rows(Path(R) / "s0/grm/voting/samples.jsonl")))
+        rows, before = [table_row("greedy", grm, "69.9", method="", k="", chance=100 * chance)], {}
         for method in ("vote", "guided", "random", "oracle"):
             for k in powers_of_two(32):
                 result = get("grm/voting", voting_credit(k, method))
@@ -210,6 +211,80 @@ def tables(seeds):
     write_table("heldout_safety", rows)
 
 
+def more_tables(seeds):
+    """By domain, the meta RM's held-out report, and the course of RL training; then the figures."""
+    rows = []
+    names = {"base/greedy": "base", "grm/after_rft/greedy": "GRM-RFT", "grm/greedy": "GRM", "undamaged/greedy": "undamaged judge"}
+    for folder, label in names.items():
+        for seed in seeds:
+            if finished(seed, folder):
+                rows += [{**row, "seed": seed} for row in
+                         evaluation.main_table({label: read_rows(finished(seed, folder) / "samples.jsonl")})]
+    for seed in seeds:
+        for method, k in (("vote", 32), ("guided", 32)):
+            if finished(seed, "grm/voting"):
+                for domain, part in evaluation.by_domain(read_rows(finished(seed, "grm/voting") / "samples.jsonl")).items():
+                    values = [item_credit(r, k, method) for r in evaluation.graded(part)]
+                    low, high = evaluation.bootstrap_ci(values)
+                    rows.append({"run": f"GRM, {method} @{k}", "domain": domain, "items": len(values), "seed": seed,
+                                 "accuracy": evaluation.mean(values), "low": low, "high": high})
+    if rows:
+        write_table("domains", rows)
+    reports = [(seed, kind, read_json(f"{R}/s{seed}/{kind}/meta_rm/report.json")) for seed in seeds for kind in ("grm", "heldout")
+               if Path(f"{R}/s{seed}/{kind}/meta_rm/report.json").exists()]
+    if reports:
+        write_table("meta_rm", [{"seed": seed, "trained": kind, "part": part, **numbers, "judgments": report["judgments"],
+                                 "unparsed": report["unparsed"]}
+                                for seed, kind, report in reports for part, numbers in report["held_out"].items()])
+    steps = [{"run": kind, "seed": seed, **row} for kind in ("grm", "general", "straight") for seed in seeds
+             for row in read_rows(f"{R}/s{seed}/{kind}/rl/metrics.jsonl")]
+    if steps:
+        evaluation.write_csv("results/rl_training.csv", [row | {"commit": git_commit()} for row in steps])
+    draw(Path("results"))
+
+
+def draw(folder):
+    """results/scaling.png and results/rl_training.png from the CSV files beside them alone."""
+    import csv
+
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    if (folder / "scaling.csv").exists():
+        rows = list(csv.DictReader(open(folder / "scaling.csv", encoding="utf-8")))
+        points = [{"run": "GRM", "method": r["method"], "k": int(r["k"]), **{c: float(r[c]) / 100 for c in ("accuracy", "low", "high")}}
+                  for r in rows if r["method"]]
+        flat = {}
+        for r in csv.DictReader(open(folder / "training.csv", encoding="utf-8")):
+            if r["row"].endswith(", greedy") and "general" not in r["row"] and "straight" not in r["row"] and r["low"]:
+                flat[r["row"].replace(", greedy", "")] = float(r["accuracy"]) / 100
+        flat["chance"] = float(rows[0]["chance"]) / 100
+        evaluation.draw_curves(points, flat, folder / "scaling.png", f"{rows[0]['command']}  |  commit {rows[0]['commit']}  |  toy "
+                               f"world, {rows[0]['items']} test items, seeds: {len(rows[0]['seeds'].split())}, 95 % intervals over items")
+    if (folder / "rl_training.csv").exists():
+        rows = list(csv.DictReader(open(folder / "rl_training.csv", encoding="utf-8")))
+        panels = {"reward/mean": "rule reward (-1..1)", "policy/kl": "KL to the RFT model, nats per token",
+                  "len/mean": "judgment length, tokens", "reward/parse_rate": "parse rate",
+                  "reward/frac_zero_std": "share of groups with equal rewards", "policy/entropy": "entropy, nats per token"}
+        colours = {"grm": "tab:blue", "general": "tab:orange", "straight": "tab:gray"}
+        labels = {"grm": "from RFT (the paper)", "general": "from general data only", "straight": "from the base"}
+        figure, axes = plt.subplots(2, 3, figsize=(11, 6))
+        for axis, (key, title) in zip(axes.flat, panels.items(), strict=True):
+            for kind in colours:
+                for n, seed in enumerate(sorted({r["seed"] for r in rows if r["run"] == kind})):
+                    line = [r for r in rows if r["run"] == kind and r["seed"] == seed]
+                    axis.plot([int(r["step"]) for r in line], [float(r[key]) for r in line], lw=1, alpha=0.8,
+                              color=colours[kind], label=labels[kind] if n == 0 else None)
+            axis.set_title(title, fontsize=9)
+            axis.grid(alpha=0.25)
+        axes[0, 0].legend(fontsize=7)
+        axes[1, 1].set_xlabel("RL step (64 items x 4 judgments)")
+        figure.text(0.01, 0.01, f"python results/reproduce.py  |  commit {rows[0]['commit']}  |  one line per seed, toy world",
+                    fontsize=6.5, color="0.35")
+        figure.tight_layout(rect=(0, 0.03, 1, 1))
+        figure.savefig(folder / "rl_training.png", dpi=130)
+
+
 @command_line
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -223,6 +298,7 @@ def main():
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda seed: run_seed(seed, args.only), args.seeds))
     tables(args.seeds)
+    more_tables(args.seeds)
 
 
 if __name__ == "__main__":

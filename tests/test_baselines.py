@@ -223,9 +223,10 @@ def test_cloud_trains_its_critic_without_rejection(tiny, tmp_path, cli, monkeypa
         trained[label] = rows
         return train(folder, args, accelerator, model, module, tokenizer, rows, loss_of, label, **options)
     monkeypatch.setattr(baselines, "train", spy)
-    assert cli("baselines", "cloud", "--model", tiny, *SMALL, "--k", 2, "--general_fraction", 0.5,
+    assert cli("baselines", "cloud", "--model", tiny, *SMALL, "--limit", 20, "--k", 2, "--general_fraction", 0.5,
                "--output", tmp_path / "cloud") == 0
-    items = [e for e in toy_items(8, seed=0) if len(e.responses) > 1]
+    items = [e for e in toy_items(20, seed=0) if len(e.responses) > 1]
+    assert len(items) < 20, "one of them is a single response: no baseline learns from it"
     critiques, heads = (read_rows(tmp_path / "cloud" / f"{name}.jsonl") for name in ("critiques", "head_critiques"))
     assert [r["id"] for r in critiques] == [f"{e.id}/{i}" for e in items for i in range(len(e.responses))]
     rows = trained["CLoud's critic"]

@@ -566,18 +566,20 @@ def test_c11_c17_the_sampled_ids_are_trained_on_with_their_own_advantage(base, t
 
 
 def test_c10_c22_metrics_equal_a_count_by_hand(base, tmp_path, monkeypatch):
-    seen = play(monkeypatch, lambda ids: sum(ids) % 4 == 0)
-    for metrics, rollout in zip(train(monkeypatch, base, tmp_path / "out", "--steps", 3), list(seen["rollouts"]), strict=True):
+    seen, dead = play(monkeypatch), Counter()
+    rows = train(monkeypatch, base, tmp_path / "out", "--steps", 3, "--G", 2, "--prompts_per_step", 8)
+    for metrics, rollout in zip(rows, seen["rollouts"], strict=True):
         judgments = [j for _, group in rollout for j in group]
-        dead = sum(len({j.scores is None for j in group}) == 1 for _, group in rollout)
-        right = sum(j.scores is not None for j in judgments)
+        groups = [[j.scores is not None for j in group] for _, group in rollout]
+        right = sum(map(sum, groups))
         assert metrics["reward/mean"] == pytest.approx((right - (16 - right)) / 16) and metrics["reward/parse_rate"] == right / 16
-        assert metrics["reward/frac_zero_std"] == dead / 4
+        assert metrics["reward/frac_zero_std"] == (groups.count([True, True]) + groups.count([False, False])) / 8
         assert metrics["len/mean"] == sum(len(j.completion_ids) for j in judgments) / 16
         assert metrics["len/truncated_frac"] == sum(j.reason == "truncated" for j in judgments) / 16
-    assert {len(step) for step in seen["rollouts"]} == {4}
-    rows = read_rows(tmp_path / "out" / "samples.jsonl")
-    assert [r["step"] for r in rows] == [1] * 4 + [2] * 4 + [3] * 4 and {r["rule_reward"] for r in rows} <= {1.0, -1.0}
+        dead.update(map(tuple, groups))
+    assert dead[True, True] and dead[False, False]
+    samples = read_rows(tmp_path / "out" / "samples.jsonl")
+    assert [r["step"] for r in samples] == [1, 1, 2, 2, 3, 3] and {r["rule_reward"] for r in samples} <= {1.0, -1.0}
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -1,0 +1,121 @@
+"""README and command lines: every path exists, every command parses, every Choice is in the table, copies are equal."""
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SCRIPTS = ["grm.py", "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", "eval.py", "baselines.py", "toy.py",
+           "results/demo.py", "results/reproduce.py"]
+PAPER_FILES = ["grm.py", "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", "eval.py", "baselines.py"]
+
+
+@pytest.fixture(scope="module")
+def helps():
+    running = {s: subprocess.Popen([sys.executable, s, "--help"], cwd=ROOT, stdout=subprocess.PIPE, text=True) for s in SCRIPTS}
+    return {s: p.communicate()[0] for s, p in running.items()}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_works_and_explains_every_flag(helps, script):
+    flags = re.findall(r"^  (--\w+)(.*(?:\n {10,}.*)*)", helps[script], re.M)
+    assert flags, f"{script} --help printed nothing"
+    bare = [flag for flag, text in flags if len(re.sub(r"^\s*(?:[A-Z_0-9]+|\{[^}]*\}|NAME=FOLDER|\[.*\]|\s)*", "", text).strip()) < 5]
+    assert not [f for f in bare if f not in ("--seed",)], f"{script}: no help for {bare}"
+
+
+@pytest.mark.parametrize("script", PAPER_FILES[1:6])
+def test_common_flags(helps, script):
+    for flag in ("--model", "--data", "--output", "--seed", "--limit"):
+        assert flag in helps[script]
+
+
+def commands():
+    """Every command line of README's and the scripts' docstrings that starts one of our programs."""
+    texts = [README] + [ast.get_docstring(ast.parse((ROOT / f).read_text(encoding="utf-8"))) or "" for f in SCRIPTS]
+    found = set()
+    for text in texts:
+        for line in re.sub(r"\\\n\s*", " ", text).splitlines():
+            for part in re.findall(r"`([^`]+)`", line) + [line]:
+                match = re.search(r"(?:accelerate launch (?:--\w+ \d+ )*|python |torchrun --nproc_per_node 2 )((?:results/|benchmarks/)?\w+\.py[^`]*)",
+                                  part)
+                if match and not part.strip().startswith("|"):
+                    found.add(match[1].split("  #")[0].split("   ")[0].strip())
+    return sorted(found)
+
+
+def test_there_are_commands_to_check():
+    assert len(commands()) >= 15
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_names_existing_flags(helps, command):
+    words = shlex.split(command.replace("<hub id>", "owner/name"))
+    assert (ROOT / words[0]).exists(), words[0]
+    for word in words[1:]:
+        if word.startswith("--"):
+            assert word in helps[words[0]], f"{words[0]} has no {word}"
+
+
+def test_every_path_in_the_readme_exists():
+    paths = set(re.findall(r"(?<![\w/])((?:tests|results|toy_base|benchmarks|exercises)/[\w./-]+|\b\w+\.py)\b", README))
+    made_by_runs = {p for p in paths if p.startswith("runs/")}
+    missing = [p for p in paths - made_by_runs if not (ROOT / p.rstrip(".")).exists()]
+    assert not missing, missing
+
+
+def test_imports_point_backwards():
+    order = ["runs.py", "records.py", "sampler.py", "grm.py", "toy.py", "data.py", *PAPER_FILES[1:]]
+    for place, name in enumerate(order):
+        for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
+            modules = [node.module] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(
+                node, ast.Import) else []
+            for module in modules:
+                if f"{module}.py" in order[place + 1:]:
+                    assert name in ("grm.py", "infer_scale.py") and module in ("data", "meta_rm"), f"{name} imports {module}"
+    # meta_rm.py comes before infer_scale.py in the order of reading and is imported by it only where logits are asked for
+
+
+def test_trainers_import_no_other_paper_file():
+    for name in ("spct_rft.py", "spct_rl.py", "meta_rm.py"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for other in PAPER_FILES[1:]:
+            assert not re.search(rf"^\s*(?:from|import) {other[:-3]}\b", text, re.M), (name, other)
+
+
+def test_repeated_functions_are_identical():
+    bodies = {}
+    for name in PAPER_FILES:
+        source = (ROOT / name).read_text(encoding="utf-8")
+        for match in re.finditer(r"# \[repeated in: ([^\]]+)\]\n(def (\w+).*?)(?=\n\n\n)", source, re.S):
+            bodies.setdefault(match[3], {})[name] = (match[2], {n.strip() for n in match[1].split(",")})
+    assert bodies
+    for function, copies in bodies.items():
+        assert len({body for body, _ in copies.values()}) == 1, f"{function} differs between {sorted(copies)}"
+        for name, (_, others) in copies.items():
+            assert others | {name} == set(copies), f"{function} in {name} names {others}, found in {sorted(copies)}"
+
+
+def test_paper_files_can_be_read_in_one_sitting():
+    for name in PAPER_FILES:
+        assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 520, name
+
+
+def test_defaults_in_the_readme_are_those_of_the_code(helps):
+    for script, flag, value in [("spct_rl.py", "G", "4"), ("spct_rl.py", "clip_eps", "0.2"), ("spct_rl.py", "temperature", "1.0"),
+                                ("spct_rft.py", "n_rft", "3"), ("spct_rft.py", "general_fraction", "0.85"),
+                                ("infer_scale.py", "temperature", "0.5"), ("infer_scale.py", "k", "32"), ("meta_rm.py", "n_rft", "3")]:
+        source = (ROOT / script).read_text(encoding="utf-8")
+        assert re.search(rf'"--{flag}", type=\w+, default={re.escape(value)},', source), (script, flag)
+
+
+def test_nothing_is_hidden_in_the_project():
+    for path in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split():
+        if path.endswith((".py", ".md", "Makefile", "run", ".txt", ".csv")):
+            text = (ROOT / path).read_text(encoding="utf-8")
+            assert not re.search(r"(?<![\w.])/(?:tmp|home|root|work)/\w", text) or path.startswith("tests/"), path
