@@ -118,10 +118,10 @@ def reliability(logits, labels, bins=5):
 
 
 def separation(pairs):
-    """Count, balance, accuracy and AUC of (logit, label) pairs."""
+    """Count, balance, accuracy and AUC of (logit, label, ...) rows."""
     logits, labels = [p[0] for p in pairs], [p[1] for p in pairs]
     return {"count": len(pairs), "positive": sum(labels) / len(pairs), "auc": roc_auc(logits, labels),
-            "accuracy": sum((z > 0) == bool(y) for z, y in pairs) / len(pairs)}
+            "accuracy": sum((z > 0) == bool(y) for z, y in zip(logits, labels, strict=True)) / len(pairs)}
 
 
 # [repeated in: spct_rft.py]

@@ -46,14 +46,14 @@ def plan(seed):
     return [
         rft("grm"), rl("grm", f"{s}/grm/rft/model"),
         greedy("base", BASE), greedy("grm/after_rft", f"{s}/grm/rft/model"), greedy("grm", grm),
-        ("grm: meta_rm", f"meta_rm.py --trajectories {s}/grm/rft/trajectories.jsonl --grm {grm} --output {s}/grm/meta_rm "
-                         f"--seed {seed}"),
-        voting("grm", grm, 32, f"--meta_rm {meta}"),
-        voting("grm/after_rft", f"{s}/grm/rft/model", 8), voting("base", BASE, 8),
-        greedy("undamaged", UNDAMAGED), voting("undamaged", UNDAMAGED, 8),
+        voting("grm/8", grm, 8), voting("grm/after_rft", f"{s}/grm/rft/model", 8), voting("base", BASE, 8),
         rft("general", "--general_only"), greedy("general/after_rft", f"{s}/general/rft/model"),
         rl("general", f"{s}/general/rft/model"), greedy("general", f"{s}/general/rl/model"),
         rl("straight", BASE), greedy("straight", f"{s}/straight/rl/model"),
+        ("meta: meta_rm", f"meta_rm.py --trajectories {s}/grm/rft/trajectories.jsonl --grm {grm} --output {s}/grm/meta_rm "
+                          f"--seed {seed}"),
+        ("meta: voting", f"infer_scale.py --model {grm} --output {s}/grm/voting --k 32 --seed {seed} --meta_rm {meta}"),
+        greedy("undamaged", UNDAMAGED), voting("undamaged", UNDAMAGED, 8),
         ("btrm: train", f"baselines.py btrm --output {s}/btrm --seed {seed}"),
         ("pairrm: train", f"baselines.py pairrm --output {s}/pairrm --seed {seed}"),
         ("judge: train", f"baselines.py judge --output {s}/judge --seed {seed}"),
@@ -146,7 +146,7 @@ def tables(seeds):
 
     # training (Table 2 and 4 in miniature): base < RFT < GRM, greedy and Voting@8
     base, rft, grm = (get(n, greedy_credit) for n in ("base/greedy", "grm/after_rft/greedy", "grm/greedy"))
-    base8, rft8, grm8 = (get(n, voting_credit(8)) for n in ("base/voting", "grm/after_rft/voting", "grm/voting"))
+    base8, rft8, grm8 = (get(n, voting_credit(8)) for n in ("base/voting", "grm/after_rft/voting", "grm/8/voting"))
     write_table("training", [
         table_row("base, greedy", base),
         table_row("GRM-RFT, greedy", rft, "68.8", base),

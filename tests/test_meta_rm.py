@@ -88,7 +88,7 @@ def test_reliability_and_separation_by_hand():
     logit = float(np.log(0.9 / 0.1))
     table = reliability([logit] * 10 + [-logit] * 10, [1] * 9 + [0] + [0] * 9 + [1])
     assert [(b["count"], round(b["predicted"], 6), b["correct"]) for b in table] == [(10, 0.1, 0.1), (10, 0.9, 0.9)]
-    s = separation([(2.0, 1), (-1.0, 0), (0.5, 0), (-3.0, 0)])
+    s = separation([(2.0, 1, "rft", "chat"), (-1.0, 0), (0.5, 0), (-3.0, 0)])
     assert s == {"count": 4, "positive": 0.25, "auc": 1.0, "accuracy": 0.75}
 
 
