@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--format_reward", type=float, default=0.0, help="added to the reward if it parses (paper: none)")
     parser.add_argument("--mask_truncated", action="store_true", help="no loss on judgments cut off by --max_new_tokens")
     # optimisation
-    parser.add_argument("--lr", type=float, default=5e-4, help="learning rate (paper: 4e-7)")
+    parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate (paper: 4e-7)")
     parser.add_argument("--micro_batch_size", type=int, default=32, help="completions per forward pass on one process")
     parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory, slower; prompts not shared")
     parser.add_argument("--save_every", type=int, default=10, help="steps between saves of the training state")
@@ -186,7 +186,7 @@ def main():
     reference_logp = sampler.TokenLogp(reference.requires_grad_(False), tokenizer.pad_token_id)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
-    # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm 1.0, constant rate after 5 warm-up steps.
+    # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm 1.0, 5 warm-up steps, then linear decay to a tenth.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
     state, step = load_state(output / "state.pt"), 0
     if state:
@@ -256,7 +256,7 @@ def main():
             if not math.isfinite(float(norm)):
                 raise UserError(f"step {step}: the gradient is {float(norm)}; lower --lr (the last good state is in {output})")
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * min(1.0, (step + 1) / 5)
+                group["lr"] = args.lr * min(1.0, (step + 1) / 5) * (1 - 0.9 * step / args.steps)
             optimizer.step()
             optimizer.zero_grad()
         step += 1
