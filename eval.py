@@ -111,7 +111,8 @@ def top(scores):
 
 
 def report(rows):
-    """Measures of single judgments (sample 0 of each item; accuracy is that of the greedy judge if temperature was 0).
+    """Measures of single judgments. Accuracy, ties and AUC are those of sample 0 of each item (one random response order);
+    parse rate, position, length and tokens are over all samples of the run.
 
     first_position: share of clear verdicts for the response shown first, to compare with first_expected, the mean of 1/n.
     swap_consistency: share of items on which two judgments that saw opposite orders name the same response.
@@ -235,12 +236,14 @@ def write_csv(path, rows):
 def print_table(rows, columns):
     """Fractions as percent, the rest as it is."""
     percent = {"accuracy", "low", "high", "lenient", "chance", "parse_rate", "tie_rate", "first_position", "first_expected",
-               "swap_consistency", "longest", "longest_wins", "auc_single"}
+               "swap_consistency", "longest", "longest_wins", "auc_single",
+               "difference_low", "difference_high", "random"}
 
     def show(row, c):
         value = row.get(c, "")
-        return "-" if value is None else f"{100 * value:.1f}" if c in percent and value != "" else \
-            f"{value:.1f}" if isinstance(value, float) else str(value)
+        if value is None or isinstance(value, str):
+            return value or "-"
+        return f"{100 * value:.1f}" if c in percent else f"{value:.1f}" if isinstance(value, float) else str(value)
     widths = [max(len(c), *(len(show(r, c)) for r in rows)) for c in columns]
     for line in [columns] + [[show(r, c) for c in columns] for r in rows]:
         print("  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))))
@@ -288,7 +291,7 @@ def main():
     accelerator = start_accelerator()
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-    examples = load_examples(args.data, args.split, args.limit, domain=args.domain)
+    examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
 
@@ -321,10 +324,17 @@ def main():
 
 
 def compare(runs, output, command):
-    """Tables (Markdown-ready text, CSV) and the figure over several runs; paired intervals where the items are the same."""
+    """Tables (text and CSV), differences paired by item against the first run, and the figure."""
     table = main_table(runs)
     print_table([row for row in table if row["domain"] == "all"], SHORT[:1] + SHORT[2:])
     write_csv(output / "table.csv", table)
+    first, *others = runs
+    for name in others:
+        credits = [{r["id"]: credit(r["samples"][0]["scores"], r["rewards"]) for r in graded(runs[n])} for n in (first, name)]
+        common = [i for i in credits[0] if i in credits[1]]
+        if common:
+            low, high = paired_ci(*[[c[i] for i in common] for c in credits])
+            print(f"{name} - {first}, single judgments: [{100 * low:+.1f}, {100 * high:+.1f}] points on {len(common)} items")
     points = [row for name, rows in runs.items() if len(rows[0]["samples"]) > 2 for row in curve(rows, name)]
     flat = {name: report(rows)["accuracy"] for name, rows in runs.items() if len(rows[0]["samples"]) <= 2}
     if points:

@@ -6,12 +6,12 @@ then a critique C, then one integer 1-10 per response, all in one generation by 
 
     {p_i} ~ p_theta(x, {y_i}),    C ~ r_theta(x, {y_i}, {p_i}),    {S_i} = f_extract(C)
 
-In this file, in this order: the data record -> the prompt -> sampling judgments -> extracting the scores ->
+In this file, in this order (the data record is in records.py): the prompt -> sampling judgments -> extracting the scores ->
 when scores are correct (Eq. 10) -> the rule reward (Eq. 11) -> `score(...)`, the one call a user makes.
 
     python grm.py                                                  # judges one example with the embedded toy model
     python grm.py --prompt "How do I bake bread?" --response "..." --response "..."
-    python grm.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data items.jsonl --output judgments.jsonl
+    python grm.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data items.jsonl --output runs/judged
 
 Where we differ from the paper: the prompts have the paper's structure (App. G) in our own words; `compact` is ours.
 Read next: spct_rft.py.
@@ -238,7 +238,9 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
                      orders="random", progress=False, prompt_of=None, parse=None):
     """k judgments of every example, each with its own random order of the responses (§4: against position bias).
 
-    Source: paper §3.1 Eqs. 7, 9 and §4. Temperature 0 is greedy decoding; the paper votes at 0.5.
+    Source: paper §3.1 Eqs. 7, 9 and §4. Temperature 0 is greedy decoding; the paper votes at 0.5. Defaults are for a real
+    language model (the full template, 512 tokens); the scripts' flags default to the toy's (compact, 160).
+    Choice: a judgment cut off by max_new_tokens is invalid even if it holds a box.
     Args:   seed: the random numbers depend on (seed, example id, sample index) only, never on the batch.
             rating: "1-10", "0-1", "best", or "train": 0-1 for single responses and 1-10 otherwise (§3.2).
             first_sample: index of the first sample.
@@ -304,7 +306,7 @@ def encode_chat(tokenizer, messages, completion=None):
             text = special.sub(lambda m: m[0][0] + " " + m[0][1:], text)
         return text
     messages = [{**m, "content": disarm(m["content"])} for m in messages]
-    # Pitfall (C18): the template writes the BOS token itself, so the tokenizer must not add a second one.
+    # Pitfall: the template writes the BOS token itself, so the tokenizer must not add a second one.
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if completion is None:
@@ -401,6 +403,16 @@ def rule_reward(scores, rewards):
     return 1.0 if is_correct(scores, rewards) else -1.0
 
 
+def sum_scores(sample_scores):
+    """Sum per response over the judgments that parsed (Eq. 14); None if none did.
+
+    >>> sum_scores([[1, 5], None, [4, 8]])
+    [5, 13]
+    """
+    valid = [s for s in sample_scores if s is not None]
+    return [sum(column) for column in zip(*valid, strict=True)] if valid else None
+
+
 # ----- the one call a user makes -----
 
 def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, **options):
@@ -411,11 +423,10 @@ def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, **
     Returns: n numbers (k..10k when all judgments parsed), or n NaN if none of the k judgments parsed.
     """
     responses = responses if isinstance(responses, str) else list(responses)  # a lone text is an error, not a list of letters
-    example = example_from_dict({"id": "score", "prompt": prompt, "responses": responses}, "score()")
+    example = example_from_dict({"id": f"score/{prompt}", "prompt": prompt, "responses": responses}, "score()")
     temperature = (0.0 if k == 1 else 0.5) if temperature is None else temperature
     [judgments] = sample_judgments(model, tokenizer, [example], k, temperature, seed, clamp=True, **options)
-    valid = [j.scores for j in judgments if j.scores is not None]
-    return [sum(column) for column in zip(*valid, strict=True)] if valid else [float("nan")] * len(responses)
+    return sum_scores([j.scores for j in judgments]) or [float("nan")] * len(responses)
 
 
 def add_judge_flags(parser):
@@ -424,6 +435,7 @@ def add_judge_flags(parser):
     parser.add_argument("--max_new_tokens", type=int, default=160, help="tokens per judgment (paper's outputs: 218-376)")
     parser.add_argument("--no_principles", action="store_true", help="without principle generation (Table 4)")
     parser.add_argument("--use_reference", action="store_true", help="show the reference answer (App. E.1.3)")
+    parser.add_argument("--skip_bad", action="store_true", help="count and skip unreadable lines of a .jsonl file")
 
 
 def judge_options(args):
@@ -431,9 +443,9 @@ def judge_options(args):
             "use_reference": args.use_reference}
 
 
-DEMO = {"id": "demo", "prompt": "Can you help me with a chess puzzle ?", "rewards": [1, 0],
-        "responses": ["A precise , thorough and focused reply about chess .",
-                      "A cheerful , guessed and sketchy reply about chess ."]}
+DEMO = {"id": "demo", "prompt": "How many steps does chess take ?", "rewards": [1, 0],
+        "responses": ["This reply on chess is precise , thorough and focused .",
+                      "My text about chess sounds cheerful , guessed and sketchy ."]}
 
 
 @command_line
@@ -448,6 +460,7 @@ def main():
     parser.add_argument("--temperature", type=float, help="default 0 for k = 1 and 0.5 for k > 1 (paper)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
     parser.add_argument("--limit", type=int, help="judge only the first items of --data")
+    parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
     args = parser.parse_args()
     if args.prompt is not None or args.response:
@@ -456,7 +469,7 @@ def main():
         examples = [example_from_dict({"id": "command-line", "prompt": args.prompt, "responses": args.response}, "arguments")]
     elif args.data:
         from data import load_examples
-        examples = load_examples(args.data, split="test", limit=args.limit)
+        examples = load_examples(args.data, split="test", limit=args.limit, skip_bad=args.skip_bad)
     else:
         examples = [example_from_dict(DEMO)]
     if args.k < 1:
@@ -478,9 +491,9 @@ def main():
         for j in judgments:
             shown = ", ".join(str(i + 1) for i in j.permutation)
             print(f"--- judgment {j.sample} (responses shown in the order {shown}; parse: {j.reason})\n{j.text}")
-        valid = [j.scores for j in judgments if j.scores is not None]
-        votes = [sum(column) for column in zip(*valid, strict=True)] if valid else None
-        print(f"--- votes, original order, {len(valid)} of {len(judgments)} judgments valid: {votes}\n")
+        votes = sum_scores([j.scores for j in judgments])
+        valid = sum(j.scores is not None for j in judgments)
+        print(f"--- votes, original order, {valid} of {len(judgments)} judgments valid: {votes}\n")
         if args.output:
             append_jsonl(Path(args.output) / "judgments.jsonl", [{"id": example.id, "votes": votes, "judgments": [
                 {"permutation": j.permutation, "text": j.text, "scores": j.scores, "reason": j.reason} for j in judgments]}])

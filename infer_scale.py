@@ -19,7 +19,7 @@ from pathlib import Path
 
 import sampler
 from data import load_examples
-from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments
+from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments, sum_scores
 from runs import UserError, command_line, in_chunks, log_metrics, open_run, read_rows, start_accelerator, write_rows
 
 # ----- §4: voting (Eq. 14) and its guided form -----
@@ -34,8 +34,7 @@ def vote(sample_scores, valid=None):
     >>> vote([[1, 5], [5, 6], [4, 8], [7, 6]])      # Fig. 3 of the paper
     [17, 25]
     """
-    kept = [s for j, s in enumerate(sample_scores) if s is not None and (valid is None or valid[j])]
-    return [sum(column) for column in zip(*kept, strict=True)] if kept else None
+    return sum_scores([s for j, s in enumerate(sample_scores) if valid is None or valid[j]])
 
 
 def meta_vote(sample_scores, meta_logits, k_meta, valid=None):
@@ -78,7 +77,7 @@ def item_credit(row, k, method="vote", k_meta=None, subsets=8):
     """Mean credit of one item over the disjoint blocks of k among its samples.
 
     row: one line of samples.jsonl.  method: vote (Eq. 14); guided (top k_meta by meta logit); random (the matched control:
-    k_meta judgments drawn blindly, mean over `subsets` draws); oracle (right if any judgment alone is right: upper bound).
+    k_meta judgments drawn blindly, mean over `subsets` draws); oracle (right if any judgment alone is right).
     """
     scores = [s["scores"] for s in row["samples"]]
     if not 1 <= k <= len(scores):
@@ -147,7 +146,7 @@ def main():
     accelerator = start_accelerator()
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-    examples = load_examples(args.data, args.split, args.limit, domain=args.domain)
+    examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
 
@@ -167,11 +166,11 @@ def main():
     rows = read_rows(output / "samples.jsonl")
 
     # 3. meta logits of every parsed judgment
-    if args.meta_rm and any("meta_logits" not in row or row.get("meta_rm") != args.meta_rm for row in rows):
+    if args.meta_rm:
         from meta_rm import add_meta_logits
-        started = time.time()
+        started, before = time.time(), rows
         rows = add_meta_logits(args.meta_rm, output, examples, rows, accelerator, args.chunk_size)
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and rows is not before:
             write_rows(output / "samples.jsonl", rows)
             log_metrics(output, stage="meta_rm", seconds=time.time() - started, items=len(rows))
 

@@ -50,6 +50,7 @@ from runs import (
 def meta_messages(shown, text):
     """Template (C): the request, the conversation and the responses as the judge saw them; the judgment as the answer.
 
+    Deviation: wrapped in the backbone's own chat template (paper: DeepSeek-V3's).
     shown: the example in displayed order.  text: the judge's whole output (Choice: with its scores, as the paper's cases).
     """
     conversation = "\n".join(f"{m['role'].capitalize()}: {clean(m['content'])}" for m in shown.prompt)
@@ -82,7 +83,8 @@ class MetaLogit(torch.nn.Module):
         # one more (unused) token, so that position len(c) holds the state of the judgment's last token
         states = sampler.completion_states(self.model, [list(p) for p in prompts], [c + [self.pad_id] for _, c in pairs],
                                            [place[tuple(p)] for p, _ in pairs], self.pad_id)           # (B, T + 1, D)
-        ends = torch.tensor([len(c) for _, c in pairs], device=states.device)
+        # Pitfall: where pad and end token are one, transformers takes the token before the end; so does this.
+        ends = torch.tensor([len(c) - (c[-1] == self.pad_id) for _, c in pairs], device=states.device)
         return self.model.score(states[torch.arange(len(pairs), device=states.device), ends])[:, 0].float()  # (B,)
 
 
@@ -159,7 +161,8 @@ def fingerprint(folder):
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise UserError(f"meta RM {folder}: no .safetensors in it; run meta_rm.py and give its model folder as --meta_rm")
-    return hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()[:12]
+    digests = [hashlib.file_digest(open(f, "rb"), "sha256").hexdigest() for f in files]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
 def add_meta_logits(folder, output, examples, rows, accelerator, chunk_size):
@@ -223,7 +226,7 @@ def main():
         raise UserError(f"--batch_size {args.batch_size} does not divide by {accelerator.num_processes} processes; change it")
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-    examples = load_examples(args.data, "train", args.limit, exclude_domain=args.exclude_domain)
+    examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
     by_id = {e.id: e for e in examples}
     judged = []  # (source, id, permutation, text, scores)
     for row in read_rows(args.trajectories) if args.trajectories else []:
@@ -243,6 +246,8 @@ def main():
             in_chunks(output / "grm_judgments.jsonl", examples, judge, accelerator, 128, "sampling from the GRM")
         for row in read_rows(output / "grm_judgments.jsonl"):
             judged += [("grm", row["id"], *j) for j in row["judgments"]]
+    # n = 1 judgments are graded 0-1 in training, so only those have labels; at inference 1-10 judgments of single responses
+    # are never guided. Choice: the items that RFT found too easy stay in, positives would be scarce without them.
     parsed = [j for j in judged if j[4] is not None]  # Choice: unparsed judgments never vote, so they are not learned from
     labels = [float(is_correct(scores, by_id[i].rewards)) for _, i, _, _, scores in parsed]
     # Pitfall: held out by item, so that no item has judgments on both sides.

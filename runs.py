@@ -67,7 +67,7 @@ def start_accelerator(log_with=None, output=None):
 
 
 def share_threads(processes_here=1):
-    """Pitfall (C25): `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU; give each local process its share of cores."""
+    """Pitfall: `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU; give each local process its share of cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(int(os.environ.get("SPCT_THREADS", 0)) or max(1, cores // max(1, processes_here)))
 
@@ -155,7 +155,7 @@ def batch_indices(step, batch_size, count, seed):
 # ----- the run folder -----
 
 # Flags that may differ when a run is continued: they do not change its results.
-FREE_FLAGS = {"output", "plot", "log_with", "save_every", "overwrite", "meta_rm", "k_meta"}
+FREE_FLAGS = {"output", "log_with", "save_every", "overwrite", "meta_rm", "k_meta"}
 
 
 def git_commit():
@@ -268,8 +268,8 @@ def log_metrics(folder, accelerator=None, **metrics):
 
 def trim_metrics(folder, step, accelerator):
     """Drop the metrics of updates that a kill undid (they come after the last saved state)."""
-    path = Path(folder) / "metrics.jsonl"
-    if accelerator.is_main_process and path.exists():
-        rows = read_rows(path, repair=True)
-        write_rows(path, [r for r in rows if r.get("step", 0) <= step])
+    for path in (Path(folder) / "metrics.jsonl", Path(folder) / "samples.jsonl"):
+        if accelerator.is_main_process and path.exists():
+            rows = read_rows(path, repair=True)
+            write_rows(path, [r for r in rows if r.get("step", 0) <= step])
     accelerator.wait_for_everyone()

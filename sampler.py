@@ -65,7 +65,7 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, t
         del model.config.quantization_config  # the weights are dequantised now, and save_pretrained refuses otherwise
     if tokenizer.chat_template is None:
         print(f"{name} has no chat template; using a plain built-in one")
-        # Pitfall (C18): chats are tokenised without the tokenizer's own BOS, so the template has to write it (Gemma needs it).
+        # Pitfall: chats are tokenised without the tokenizer's own BOS, so the template has to write it (Gemma needs it).
         adds_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
         tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
     tokenizer.padding_side = "left"
@@ -151,7 +151,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
         raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {room}; shorten or "
                         "drop that item, lower --max_new_tokens, or use --template compact")
     was_training = model.training
-    # Pitfalls (C14, C15): dropout would make the ratio of GRPO differ from 1, and gradient checkpointing drops the cache;
+    # Pitfalls: dropout would make the ratio of GRPO differ from 1, and gradient checkpointing drops the cache;
     # both are in force in training mode only.
     model.eval()
     token_budget = token_budget or int(os.environ.get("SPCT_TOKEN_BUDGET", 0)) or (
@@ -181,7 +181,7 @@ def prefill(model, distinct, pad_id):
     """Keys and values of the distinct prompts, and the logits after their last token.
 
     The prefix that all of them share is computed once. Layout: [left padding][shared prefix][rest of the prompt].
-    Pitfall (C3): a sliding window counts places in the cache, so padding may stand on the left only. The last tokens of
+    Pitfall: a sliding window counts places in the cache, so padding may stand on the left only. The last tokens of
     the prefix are computed again where a prompt is shorter than the longest, in places that would hold padding anyway.
     Returns cache, attention mask (U, W), logits (U, V).
     """
@@ -265,12 +265,16 @@ class TokenLogp(torch.nn.Module):
 
     A group of G completions shares its prompt: P + G*T tokens go through the model instead of G*(P + T); keys and values
     of the prompt are repeated with their gradient, so the gradient is the same (a test proves it).
-    Pitfall (C27): everything is inside one forward(), so that DDP sees it and averages the gradients.
-    Pitfall (C26): gradient checkpointing drops the cache in train mode; then each completion carries its own prompt.
+    Pitfall: everything is inside one forward(), so that DDP sees it and averages the gradients.
+    Pitfall: gradient checkpointing drops the cache in train mode; then each completion carries its own prompt.
     """
     def __init__(self, model, pad_id, chunk=2048):
         super().__init__()
         self.model, self.pad_id, self.chunk = model, pad_id, chunk
+        for module in model.modules():  # Pitfall: dropout in the update would make the ratio of GRPO differ from 1
+            for name in {"p", "dropout", "attention_dropout"} & vars(module).keys():
+                if isinstance(getattr(module, name), float):
+                    setattr(module, name, 0.0)
 
     def forward(self, prompts, completions, temperature=1.0):
         """Args: prompts: Q token lists.  completions: Q*G token lists, group after group.  temperature > 0 as sampled.
@@ -287,10 +291,10 @@ class TokenLogp(torch.nn.Module):
             hidden = completion_states(self.model, prompts, completions, source, self.pad_id)                # (B, T, D)
         width = hidden.shape[1]
         target = torch.tensor([c + [self.pad_id] * (width - len(c)) for c in completions], device=device)     # (B, T)
-        # Pitfall (C1): the mask comes from lengths, never from token values; pad may be the end token.
+        # Pitfall: the mask comes from lengths, never from token values; pad may be the end token.
         mask = torch.tensor([[True] * len(c) + [False] * (width - len(c)) for c in completions], device=device)
         flat, ids = hidden[mask], target[mask]                                                               # (N, D), (N,)
-        # Pitfall (C20): (N, V) logits are never held at once; each chunk is recomputed in the backward pass.
+        # Pitfall: (N, V) logits are never held at once; each chunk is recomputed in the backward pass.
         parts = [torch.utils.checkpoint.checkpoint(self.project, flat[i:i + self.chunk], ids[i:i + self.chunk], temperature,
                                                    use_reentrant=False) for i in range(0, len(ids), self.chunk)]
         logp = torch.zeros(mask.shape, device=device).masked_scatter(mask, torch.cat([p[0] for p in parts]))
@@ -302,7 +306,7 @@ class TokenLogp(torch.nn.Module):
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         if cap:  # Gemma 2
             logits = torch.tanh(logits / cap) * cap
-        # Pitfall (C5): the log-probabilities of the tempered distribution that was sampled from.
+        # Pitfall: the log-probabilities of the tempered distribution that was sampled from.
         logp = (logits / temperature).log_softmax(-1)
         with torch.no_grad():
             entropy = -(logp.exp() * logp).sum(-1)

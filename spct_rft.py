@@ -1,6 +1,6 @@
 r"""Rejective fine-tuning (RFT), the cold start of SPCT (paper §3.2).
 
-The judge samples trajectories (principles, critique, scores) on items whose best response is known; rules reject the
+The judge samples judgments (the paper also calls them trajectories) on items whose best response is known; rules reject the
 wrong and the too easy ones; the judge is fine-tuned on what is left, mixed with general instruction data:
 
   non-hinted: N_RFT = 3 trajectories per item. Incorrect ones (Eq. 10) are rejected; if all three are correct, the item is
@@ -48,7 +48,7 @@ from runs import (
     write_json,
 )
 
-MENTIONS_HINT = re.compile(r"\bhint|best response is|told that|as (?:stated|given) (?:above|in the prompt)", re.IGNORECASE)
+MENTIONS_HINT = re.compile(r"\bhints?\b|best response is:|told that|as (?:stated|given) (?:above|in the prompt)", re.IGNORECASE)
 
 
 # ----- §3.2: which trajectories are kept -----
@@ -119,7 +119,8 @@ def main():
     parser.add_argument("--rating", default="train", choices=["train", "1-10", "best"],
                         help="train: 0-1 for n = 1, else 1-10; best: an LLM-as-a-Judge on items with n >= 2")
     parser.add_argument("--no_hinted", action="store_true", help="ablation of Table 4: without hinted sampling")
-    parser.add_argument("--no_non_hinted", action="store_true", help="ablation of Table 4: without non-hinted sampling")
+    parser.add_argument("--no_non_hinted", action="store_true",
+                        help="ablation of Table 4: without non-hinted sampling (then nothing counts as too easy)")
     parser.add_argument("--hinted_only_failed", action="store_true", help="hint only where no non-hinted one was correct")
     parser.add_argument("--easy_hinted", default="drop", choices=["drop", "keep"], help="hinted trajectory of a too easy item")
     # general instruction data
@@ -139,6 +140,9 @@ def main():
     args = parser.parse_args()
     if not 0 <= args.general_fraction < 1:
         raise UserError("--general_fraction must be at least 0 and below 1; --general_only trains without judgments")
+    small = next((name for name in ("batch_size", "micro_batch_size", "n_rft") if getattr(args, name) < 1), None)
+    if small:
+        raise UserError(f"--{small} must be at least 1")
     if args.no_hinted and args.no_non_hinted and not args.general_only:
         raise UserError("--no_hinted with --no_non_hinted leaves no trajectory; use --general_only")
 
@@ -148,9 +152,11 @@ def main():
         raise UserError(f"--batch_size {args.batch_size} does not divide by {accelerator.num_processes} processes; change it")
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-    examples = load_examples(args.data, "train", args.limit, exclude_domain=args.exclude_domain)
+    examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
+        if not examples:
+            raise UserError("--rating best needs items with n >= 2 responses, and there is none")
     unlabelled = next((e for e in examples if e.rewards is None), None)
     if unlabelled:
         raise UserError(f"item {unlabelled.id} has no 'rewards'; training needs the ground truth of every item")
@@ -162,9 +168,11 @@ def main():
         options = {**judge_options(args), "temperature": args.temperature, "seed": args.seed, "rating": args.rating}
 
         def explore(chunk):
-            plain = sample_judgments(model, tokenizer, chunk, args.n_rft, **options)
+            none = [[] for _ in chunk]
+            plain = none if args.no_non_hinted else sample_judgments(model, tokenizer, chunk, args.n_rft, **options)
             # first_sample: the hinted trajectory has its own random numbers and response order
-            hinted = sample_judgments(model, tokenizer, chunk, 1, hint=True, first_sample=args.n_rft, **options)
+            hinted = none if args.no_hinted else sample_judgments(model, tokenizer, chunk, 1, hint=True,
+                                                                  first_sample=args.n_rft, **options)
             return [{"id": e.id, "domain": e.domain, "rewards": e.rewards,
                      "non_hinted": [trajectory(j, e) for j in p], "hinted": [trajectory(j, e) for j in h]}
                     for e, p, h in zip(chunk, plain, hinted, strict=True)]
@@ -172,7 +180,7 @@ def main():
 
     # 3. reject, and mix with general instruction data
     model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32)
-    # Pitfall (C17): sampled ids are trained on as they are, where sampler and model share a tokenizer.
+    # Pitfall: sampled ids are trained on as they are, where sampler and model share a tokenizer.
     # Deviation: where they do not, the sampler's text is tokenised once and the end token appended.
     same_tokenizer = args.sampler in (None, args.model) or \
         sampler.AutoTokenizer.from_pretrained(args.sampler).get_vocab() == tokenizer.get_vocab()
@@ -180,9 +188,7 @@ def main():
     if not args.general_only:
         rows = read_rows(output / "trajectories.jsonl")
         for row in rows:
-            if args.no_non_hinted:
-                row["non_hinted"] = []
-            if args.no_hinted or args.hinted_only_failed and any(t["correct"] for t in row["non_hinted"]):
+            if args.hinted_only_failed and any(t["correct"] for t in row["non_hinted"]):
                 row["hinted"] = []
         report = selection_report(rows, args.easy_hinted)
         for row in rows:
@@ -202,7 +208,8 @@ def main():
             write_json(output / "selection.json", {**report, "kept": len(samples), "same_tokenizer": same_tokenizer})
             print_selection(report, len(samples))
     judgments = len(samples)
-    general = round(judgments * args.general_fraction / (1 - args.general_fraction)) if samples else args.limit
+    # Choice: general data alone are as many samples as a mixture with one trajectory per item.
+    general = round((judgments * args.general_fraction if samples else args.limit) / (1 - args.general_fraction))
     for chat in load_chats(args.general_data, general, args.seed) if general else []:
         samples.append(encode_chat(tokenizer, chat[:-1], chat[-1]["content"]))
 
@@ -235,7 +242,7 @@ def main():
         total = torch.zeros((), device=accelerator.device)
         for number, part in enumerate(parts):
             with nullcontext() if number + 1 == len(parts) else accelerator.no_sync(model):  # DDP: one exchange per update
-                # mean over all judgment tokens of the update; DDP averages over processes, hence the factor
+                # Choice: mean over all judgment tokens of the update; DDP averages over processes, hence the factor
                 loss = sft_loss(model, part, tokenizer.pad_token_id, accelerator.device) / tokens * accelerator.num_processes
                 accelerator.backward(loss)
             total += loss.detach() / accelerator.num_processes

@@ -80,18 +80,18 @@ def grpo_loss(logp, logp_old, logp_ref, advantages, mask, beta, clip_eps, kl="k3
     """
     lengths = mask.sum(1)                                                    # (B,) tokens
     rows = rows or len(mask)
-    # ratio rho = pi / pi_old: 1 at the first update after sampling. Pitfall (C7): bounded, so exp() stays finite.
+    # ratio rho = pi / pi_old: 1 at the first update after sampling. Pitfall: bounded, so exp() stays finite.
     ratio = (logp - logp_old).clamp(-10, 10).exp()                           # (B, T)
     A = advantages[:, None]                                                  # (B, 1)
     policy = torch.minimum(ratio * A, ratio.clamp(1 - clip_eps, 1 + clip_eps) * A)                   # (B, T)
-    # k3 = pi_ref/pi - log(pi_ref/pi) - 1 >= 0. Pitfall (C6): as a loss its gradient is that of KL(pi_ref || pi).
+    # k3 = pi_ref/pi - log(pi_ref/pi) - 1 >= 0. Pitfall: as a loss its gradient is that of KL(pi_ref || pi).
     d = (logp_ref - logp).clamp(-10, 10)                                     # (B, T) nats
     penalty = {"k3": d.exp() - d - 1, "k2": d.pow(2) / 2, "k1": -d}[kl]      # (B, T) nats
     objective = (policy - beta * penalty) * mask                             # (B, T)
     if length_norm == "sequence":
         loss = -(objective.sum(1) / lengths.clamp(min=1)).sum() / rows
     elif length_norm == "token":
-        loss = -objective.sum() / (tokens or lengths.sum())
+        loss = -objective.sum() / max(1, lengths.sum() if tokens is None else tokens)
     elif length_norm == "constant":
         loss = -objective.sum() / (rows * constant)
     else:
@@ -104,7 +104,7 @@ def grpo_loss(logp, logp_old, logp_ref, advantages, mask, beta, clip_eps, kl="k3
 
 
 def too_easy(judgments, example):
-    """RL data filter (§4.3 of the paper's data): every judgment of a weaker judge is correct."""
+    """The paper's filter of the RL data: every one of three judgments of a weaker judge is correct (Eq. 10)."""
     return all(is_correct(j.scores, example.rewards) for j in judgments)
 
 
@@ -147,6 +147,9 @@ def main():
     args = parser.parse_args()
     if args.temperature <= 0:
         raise UserError("--temperature must be above 0: RL explores by sampling")
+    small = next((name for name in ("G", "prompts_per_step", "micro_batch_size", "steps") if getattr(args, name) < 1), None)
+    if small:
+        raise UserError(f"--{small} must be at least 1")
     if args.model == "runs/toy/rft/model" and not Path(args.model).exists():
         args.model = TOY_BASE
         print("no runs/toy/rft/model: RL straight from the base model; run spct_rft.py first for the paper's recipe")
@@ -161,9 +164,11 @@ def main():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
 
     # 2. data
-    examples = load_examples(args.data, "train", args.limit, exclude_domain=args.exclude_domain)
+    examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
+        if not examples:
+            raise UserError("--rating best needs items with n >= 2 responses, and there is none")
     unlabelled = next((e for e in examples if e.rewards is None), None)
     if unlabelled:
         raise UserError(f"item {unlabelled.id} has no 'rewards'; training needs the ground truth of every item")
@@ -182,7 +187,8 @@ def main():
 
     # 3. policy, and the frozen reference
     model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32)
-    reference, _ = sampler.load_model(args.model, accelerator.device)  # Pitfall (C12): the RFT model, never refreshed
+    # Pitfall: the reference is the RFT model, never refreshed, in the policy's precision, so that KL is 0 at step 1.
+    reference, _ = sampler.load_model(args.model, accelerator.device, torch.float32)
     reference_logp = sampler.TokenLogp(reference.requires_grad_(False), tokenizer.pad_token_id)
     if args.gradient_checkpointing:
         model.gradient_checkpointing_enable()
@@ -207,8 +213,10 @@ def main():
         seed_everything(args.seed * 1_000_003 + step)
         drawn = [examples[i] for i in batch_indices(step, args.prompts_per_step, len(examples), args.seed)]
         mine = drawn[accelerator.process_index::accelerator.num_processes]
-        groups = sample_judgments(model, tokenizer, mine, args.G, args.temperature, f"{args.seed}/step{step}",
-                                  rating=args.rating, orders="shared", **judge_options(args))
+        with accelerator.autocast():  # the precision of the update, so that the ratio is 1
+            # Choice: one response order per group, so that its members answer the same prompt q of Eq. 15.
+            groups = sample_judgments(model, tokenizer, mine, args.G, args.temperature, f"{args.seed}/step{step}",
+                                      rating=args.rating, orders="shared", **judge_options(args))
         sampled = time.time()
 
         # 5. reward by rule, compare within the group
@@ -232,7 +240,7 @@ def main():
                 prompts = [groups[q][0].prompt_ids for q in part]
                 completions = [groups[q][g].completion_ids for q, g in rows]
                 if number not in references:  # once per rollout: the reference never changes
-                    with torch.no_grad():
+                    with torch.no_grad(), accelerator.autocast():
                         references[number] = reference_logp(prompts, completions, args.temperature)[0]
                 sync = nullcontext() if number + 1 == len(parts) else accelerator.no_sync(policy_logp)
                 with sync:
@@ -245,7 +253,7 @@ def main():
                     A = advantages[[q * args.G + g for q, g in rows]].to(mask.device)                       # (B,)
                     loss, stats = grpo_loss(logp, logp_old, references[number], A, mask, args.beta, args.clip_eps, args.kl,
                                             args.length_norm, rows_per_update, tokens, args.max_new_tokens)
-                    # Pitfall (C8): losses of parts add up; DDP averages over processes, hence the factor.
+                    # Pitfall: losses of parts add up; DDP averages over processes, hence the factor.
                     accelerator.backward(loss * accelerator.num_processes)
                 totals["loss"] += loss.detach()
                 totals["entropy"] += (entropy * mask).sum()
@@ -268,7 +276,7 @@ def main():
                 "ratio_error": totals["ratio_error"], "reward": rule_rewards.sum(), "parsed": parsed.sum(),
                 "dead": (spread == spread[:, :1]).all(1).sum(), "length": sum(len(j.completion_ids) for g in groups for j in g),
                 "truncated": sum(j.reason == "truncated" for g in groups for j in g)}
-        names = sorted(sums)  # Pitfall (C22): the same order on every process
+        names = sorted(sums)  # Pitfall: the same order on every process
         packed = torch.tensor([float(sums[n]) for n in names], dtype=torch.float64, device=accelerator.device)
         total = dict(zip(names, accelerator.reduce(packed).tolist(), strict=True))
         per_token = max(1.0, total["tokens"])

@@ -1,7 +1,7 @@
 r"""Plumbing: the toy world, a miniature judging task with known truth, and the tiny base model that judges it badly.
 
-    python toy.py                       # makes toy_base/medium and toy_base/medium-undamaged (about 20 minutes on 2 cores)
-    python toy.py --size small          # ... the other sizes: small (0.2M parameters), medium (0.7M), large (2.5M)
+    python toy.py                       # makes toy_base/medium and toy_base/medium-undamaged (about 25 minutes on 2 cores)
+    python toy.py --size small          # ... the other sizes: small (0.2M parameters), medium (0.6M), large (2.2M)
     python toy.py --write test.jsonl    # only writes the test items as JSONL, to look at
 
 The world. A user asks something in one of four domains (named after Reward Bench's sections). A response is a short text
@@ -82,9 +82,9 @@ def make_response(rng, levels, topic):
     return f"{rng.choice(FRAMES).format(t=topic)} {listed} ."
 
 
-def make_item(rng, n=None, domain=None):
+def make_item(rng, n=None):
     """One item with a clear best response (n >= 2: utility gap >= 0.2; n = 1: |utility| >= 0.2)."""
-    domain = domain or rng.choice(list(DOMAINS))
+    domain = rng.choice(list(DOMAINS))
     n = n or rng.choices([1, 2, 3, 4, 5], [10, 50, 20, 12, 8])[0]
     topic = rng.choice(TOPICS[domain])
     query = rng.choice(QUERIES[domain]).format(t=topic)
@@ -100,35 +100,39 @@ def make_item(rng, n=None, domain=None):
             break
     values = [utility(row, domain) for row in rows]
     rewards = [int(values[0] > 0)] if n == 1 else [int(v == max(values)) for v in values]
-    best = rows[values.index(max(values))]
     wanted = [rng.choice(CRITERIA[name][0]) for name in DOMAINS[domain] if DOMAINS[domain][name] >= 20]
     return PreferenceExample("", [{"role": "user", "content": query}], [make_response(rng, row, topic) for row in rows],
                              rewards, domain, reference=f"A good reply is {' and '.join(wanted)} .",
                              preference_strength=None if n != 2 else 1 + (abs(values[0] - values[1]) > 0.7)
                              + (abs(values[0] - values[1]) > 1.4),
-                             extra={"levels": rows}), best
+                             extra={"levels": rows})
 
 
 def items(split, count, seed=0, domain=None, exclude_domain=None, n=None):
-    """`count` items of a split. Splits are disjoint by construction: the hash of an item's text decides its split."""
-    places = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10), "pretraining": range(0, 7)}
+    """`count` items of a split. Splits are disjoint by construction: the hash of an item's text decides its split.
+
+    domain / exclude_domain: only these of the same stream, so an item has the same id whatever is left out.
+    (The base model was pretrained on the generator itself, unsplit; its noisy judgments came from there too.)
+    """
+    places = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10)}
     if split not in places:
         raise UserError(f"the toy world has the splits {sorted(places)}, not {split!r}")
     rng, found, seen = random.Random(f"{split}/{seed}"), [], set()
     while len(found) < count:
-        item, _ = make_item(rng, n=n, domain=domain)
+        item = make_item(rng, n=n)
         text = item.prompt[0]["content"] + " | " + " | ".join(item.responses)
         place = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 10
-        if place in places[split] and text not in seen and item.domain != exclude_domain:
+        if place in places[split] and text not in seen:
+            item.id = f"toy-{split}-{seed}-{len(seen)}"
             seen.add(text)
-            item.id = f"toy-{split}-{seed}-{len(found)}"
-            found.append(item)
+            if item.domain != exclude_domain and domain in (None, item.domain):
+                found.append(item)
     return found
 
 
 # ----- judgments: clean ones (pretraining) and noisy ones (the damage) -----
 
-def write_judgment(rows, criteria, verdicts, rating, principles=True):
+def write_judgment(criteria, verdicts, rating, principles=True):
     """Text of a judgment. criteria: [(name, percent)]; verdicts: per response {name: level}; the scores follow from both."""
     scores = []
     for verdict in verdicts:
@@ -200,7 +204,7 @@ def judgment(rng, item, noisy, rating, principles=True, hint=False):
         levels = item.extra["shown_levels"]
         verdicts = [{name: noisy_level(rng, text.split(), name) if noisy else row[name] for name, _ in criteria}
                     for text, row in zip(item.responses, levels, strict=True)]
-        text, scores = write_judgment(levels, criteria, verdicts, rating, principles)
+        text, scores = write_judgment(criteria, verdicts, rating, principles)
         best = max(range(len(scores)), key=lambda i: item.rewards[i])
         if rating == "0-1" and scores[0] == item.rewards[0] or \
                 rating != "0-1" and len(scores) > 1 and all(scores[best] > s for i, s in enumerate(scores) if i != best):
@@ -251,7 +255,7 @@ def make_tokenizer(folder):
     """A word-level tokenizer in Hugging Face format. Fixed lines of the prompt are one token each: short prompts, cheap runs."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
-    sample = make_item(random.Random(0), n=5)[0]
+    sample = make_item(random.Random(0), n=5)
     fixed = set()
     for rating in ("1-10", "0-1", "best"):
         for principles in (True, False, ["x"]):
@@ -299,13 +303,13 @@ def make_tokenizer(folder):
 
 # ----- the base model: pretraining, then damage -----
 
-def lesson(rng, noisy, progress, kinds=("judge", "general")):
+def lesson(rng, noisy, progress):
     """One training chat: (messages, answer). `progress` 0..1 moves the curriculum from single responses to lists."""
-    if "general" in kinds and rng.random() < 0.12:
+    if rng.random() < 0.12:
         question, answer = general_chat(rng)
         return [{"role": "user", "content": question}], answer
     n = rng.choices([1, 2, 3, 4, 5], [10, 50, 20, 12, 8])[0] if rng.random() < 2 * progress else rng.choice([1, 1, 2])
-    item = shown(rng, make_item(rng, n=n)[0])
+    item = shown(rng, make_item(rng, n=n))
     draw = rng.random()
     rating = "best" if n > 1 and rng.random() < 0.15 else "0-1" if n == 1 and rng.random() < 0.6 else "1-10"
     principles, hint, reference = True, False, False
@@ -389,7 +393,7 @@ def make_base(size, output, steps, damage_steps, seed):
 @command_line
 def main():
     parser = argparse.ArgumentParser(description="Make the toy base model (and the undamaged judge it was made from).")
-    parser.add_argument("--size", default="medium", choices=sorted(SIZES), help="small 0.2M, medium 0.7M, large 2.5M parameters")
+    parser.add_argument("--size", default="medium", choices=sorted(SIZES), help="small 0.2M, medium 0.6M, large 2.2M parameters")
     parser.add_argument("--output", default=str(HERE / "toy_base"), help="folder for the model folders")
     parser.add_argument("--steps", type=int, default=2500, help="pretraining steps of 64 chats")
     parser.add_argument("--damage_steps", type=int, default=450, help="steps of 64 chats on noisy judgments")

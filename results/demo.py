@@ -40,21 +40,21 @@ def main():
                  for name, model in (("base", base), ("rft", f"{out}/rft/model"), ("grm", f"{out}/rl/model"))],
     }
     timings = out / "seconds.json"
-    seconds = read_json(timings) if timings.exists() else {}
+    done = read_json(timings) if timings.exists() else {}
     for stage, lines in commands.items():
-        if stage in seconds:
-            print(f"{stage}: done before ({seconds[stage]:.0f} s)")
+        if stage in done and done[stage]["commands"] == lines:
+            print(f"{stage}: done before ({done[stage]['seconds']:.0f} s)")
             continue
         started = time.time()
         for line in lines:
             print(f"\n$ accelerate launch {line}", flush=True)
             # the same program that `accelerate launch` starts for one process, without its start-up notice
-            done = subprocess.run([sys.executable, *line.replace(line.split()[0], str(HERE / line.split()[0]), 1).split()])
-            if done.returncode:
-                sys.exit(done.returncode)
-        seconds[stage] = round(time.time() - started, 1)
-        write_json(timings, seconds)
-    summary = summarise(out, args.seed, seconds)
+            code = subprocess.run([sys.executable, str(HERE / line.split()[0]), *line.split()[1:]]).returncode
+            if code:
+                sys.exit(code)
+        done[stage] = {"seconds": round(time.time() - started, 1), "commands": lines}
+        write_json(timings, done)
+    summary = summarise(out, args.seed, {stage: done[stage]["seconds"] for stage in commands})
     write_json(out / "summary.json", summary)
     print_summary(summary, out)
 

@@ -4,7 +4,7 @@
     python results/reproduce.py --seeds 0 --only grm
     python results/reproduce.py --tables           # only the tables and figures, from whatever is finished
 
-Every line of results/commands.txt is a command as it was run. Tables go to results/*.csv with command and commit.
+Tables go to results/*.csv with command and commit; a run's own command stands in its .finished file.
 """
 import argparse
 import os
@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE))
 os.chdir(HERE)
 import eval as evaluation  # noqa: E402
 from infer_scale import item_credit, powers_of_two  # noqa: E402
-from runs import command_line, git_commit, read_json, read_rows  # noqa: E402
+from runs import command_line, git_commit, read_json, read_rows, write_text  # noqa: E402
 
 BASE, UNDAMAGED = "toy_base/medium", "toy_base/medium-undamaged"
 R = "runs/results"
@@ -92,7 +92,7 @@ def run_seed(seed, only):
 
 def finished(seed, name):
     folder = Path(f"{R}/s{seed}/{name}")
-    return folder if (folder / ".finished").exists() and (folder / "samples.jsonl").exists() else None
+    return folder if (folder / "samples.jsonl").exists() else None  # that file appears only when it is whole
 
 
 def over_seeds(seeds, name, credit_of, domain=None):
@@ -121,14 +121,15 @@ def table_row(label, result, paper="", reference=None, **more):
     """One row: mean, interval over items, spread over seeds, and the paired difference to a reference row."""
     if result is None:
         return {"row": label, "accuracy": "not run", "paper": paper}
+    # fractions; print_table and the README show percent
     values = list(result["items"].values())
     low, high = evaluation.bootstrap_ci(values)
-    row = {"row": label, "accuracy": 100 * evaluation.mean(values), "low": 100 * low, "high": 100 * high,
+    row = {"row": label, "accuracy": evaluation.mean(values), "low": low, "high": high,
            "seeds": " ".join(f"{100 * a:.1f}" for a in result["seeds"]), "items": len(values), "paper": paper, **more}
     if reference is not None:
         common = [i for i in reference["items"] if i in result["items"]]
         low, high = evaluation.paired_ci([reference["items"][i] for i in common], [result["items"][i] for i in common])
-        row |= {"difference_low": 100 * low, "difference_high": 100 * high}
+        row |= {"difference_low": low, "difference_high": high}
     return row
 
 
@@ -137,7 +138,7 @@ def write_table(name, rows, command="python results/reproduce.py"):
         row |= {"command": command, "commit": git_commit()}
     evaluation.write_csv(Path("results") / f"{name}.csv", rows)
     print(f"\n{name}")
-    evaluation.print_table(rows, [c for c in rows[0] if c not in ("command", "commit")])
+    evaluation.print_table(rows, [c for c in dict.fromkeys(key for row in rows for key in row) if c not in ("command", "commit")])
 
 
 def tables(seeds):
@@ -164,8 +165,8 @@ def tables(seeds):
     # scaling (Table 3): k, guided, controls
     paper = {("vote", 1): "67.9", ("vote", 8): "70.6", ("vote", 32): "71.0", ("guided", 8): "72.0", ("guided", 32): "72.8"}
     if get("grm/voting", voting_credit(1)):
-        chance = evaluation.mean(1 / r["n"] for r in evaluation.graded(read_rows(Path(R) / "s0/grm/voting/samples.jsonl")))
-        rows, before = [table_row("greedy", grm, "69.9", method="", k="", chance=100 * chance)], {}
+        chance = evaluation.mean(1 / r["n"] for r in evaluation.graded(read_rows(f"{R}/s{seeds[0]}/grm/voting/samples.jsonl")))
+        rows, before = [table_row("greedy", grm, "69.9", method="", k="", chance=chance)], {}
         for method in ("vote", "guided", "random", "oracle"):
             for k in powers_of_two(32):
                 result = get("grm/voting", voting_credit(k, method))
@@ -180,12 +181,12 @@ def tables(seeds):
         all32 = get("grm/voting", voting_credit(32))
         write_table("k_meta", [table_row("none (Voting@32)", all32, "71.0")] + [
             table_row(f"k_meta {m}", get("grm/voting", voting_credit(32, "guided", m)), paper.get(m, ""), all32,
-                      random=100 * evaluation.mean(get("grm/voting", voting_credit(32, "random", m))["items"].values()))
+                      random=evaluation.mean(get("grm/voting", voting_credit(32, "random", m))["items"].values()))
             for m in (1, 2, 4, 8, 16, 24)])
 
     # Table 2 in miniature
     judge = "judge/"
-    rows = [table_row("LLM-as-a-Judge, greedy", get(judge + "greedy", greedy_credit), "67.8"),
+    rows = [table_row("LLM-as-a-Judge, greedy", get(judge + "eval", greedy_credit), "67.8"),
             table_row("Bradley-Terry (BTRM)", get("btrm", greedy_credit), "68.6"),
             table_row("CLoud, one critique", get("cloud", voting_credit(1)), "68.7"),
             table_row("PairRM", get("pairrm", greedy_credit), "69.0"),
@@ -222,7 +223,7 @@ def more_tables(seeds):
                          evaluation.main_table({label: read_rows(finished(seed, folder) / "samples.jsonl")})]
     for seed in seeds:
         for method, k in (("vote", 32), ("guided", 32)):
-            if finished(seed, "grm/voting"):
+            if finished(seed, "grm/voting") and "meta_logits" in read_rows(finished(seed, "grm/voting") / "samples.jsonl")[0]:
                 for domain, part in evaluation.by_domain(read_rows(finished(seed, "grm/voting") / "samples.jsonl")).items():
                     values = [item_credit(r, k, method) for r in evaluation.graded(part)]
                     low, high = evaluation.bootstrap_ci(values)
@@ -241,6 +242,33 @@ def more_tables(seeds):
     if steps:
         evaluation.write_csv("results/rl_training.csv", [row | {"commit": git_commit()} for row in steps])
     draw(Path("results"))
+    fill_readme()
+
+
+def fill_readme():
+    """Tables of README.md between <!-- table NAME --> and <!-- end -->, from results/NAME.csv: no number is typed by hand."""
+    import csv
+    import re
+
+    def percent(value):
+        return f"{100 * float(value):.1f}"
+
+    def table(match):
+        path = Path("results") / f"{match[1]}.csv"
+        if not path.exists():
+            return match[0]
+        rows = list(csv.DictReader(open(path, encoding="utf-8")))
+        lines = ["| | accuracy, % | 95 % interval | per seed | against the row before it in kind | paper |", "|---|---|---|---|---|---|"]
+        for r in rows:
+            if r["accuracy"] == "not run":
+                lines.append(f"| {r['row']} | not run | | | | {r['paper']} |")
+                continue
+            gain = f"{100 * float(r['difference_low']):+.1f} to {100 * float(r['difference_high']):+.1f}" if r.get("difference_low") else ""
+            lines.append(f"| {r['row']} | {percent(r['accuracy'])} | {percent(r['low'])} - {percent(r['high'])} | {r['seeds']} | {gain} "
+                         f"| {r['paper']} |")
+        return f"<!-- table {match[1]} -->\n" + "\n".join(lines) + f"\n\n`{rows[0]['command']}`, commit {rows[0]['commit']}.\n<!-- end -->"
+    text = Path("README.md").read_text(encoding="utf-8")
+    write_text("README.md", re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", table, text, flags=re.S))
 
 
 def draw(folder):
@@ -252,13 +280,13 @@ def draw(folder):
     import matplotlib.pyplot as plt
     if (folder / "scaling.csv").exists():
         rows = list(csv.DictReader(open(folder / "scaling.csv", encoding="utf-8")))
-        points = [{"run": "GRM", "method": r["method"], "k": int(r["k"]), **{c: float(r[c]) / 100 for c in ("accuracy", "low", "high")}}
+        points = [{"run": "GRM", "method": r["method"], "k": int(r["k"]), **{c: float(r[c]) for c in ("accuracy", "low", "high")}}
                   for r in rows if r["method"]]
         flat = {}
         for r in csv.DictReader(open(folder / "training.csv", encoding="utf-8")):
             if r["row"].endswith(", greedy") and "general" not in r["row"] and "straight" not in r["row"] and r["low"]:
-                flat[r["row"].replace(", greedy", "")] = float(r["accuracy"]) / 100
-        flat["chance"] = float(rows[0]["chance"]) / 100
+                flat[r["row"].replace(", greedy", "")] = float(r["accuracy"])
+        flat["chance"] = float(rows[0]["chance"])
         evaluation.draw_curves(points, flat, folder / "scaling.png", f"{rows[0]['command']}  |  commit {rows[0]['commit']}  |  toy "
                                f"world, {rows[0]['items']} test items, seeds: {len(rows[0]['seeds'].split())}, 95 % intervals over items")
     if (folder / "rl_training.csv").exists():
