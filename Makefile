@@ -1,5 +1,5 @@
 # make demo: the whole paper on the toy world, about 10 minutes on 2 CPU cores.   make test: the test suite.
-# Both make their own virtual environment. CPU builds of torch are smaller: see "Install" in the README.
+# Both make their own virtual environment. The README says how to get the smaller CPU build of torch.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python

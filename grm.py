@@ -235,7 +235,7 @@ class Judgment:
 
 def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, template="full", rating="1-10",
                      principles=True, use_reference=False, hint=False, max_new_tokens=512, clamp=False, first_sample=0,
-                     orders="random", progress=False, prompt_of=None, parse=None):
+                     orders="random", progress=False):
     """k judgments of every example, each with its own random order of the responses (§4: against position bias).
 
     Source: paper §3.1 Eqs. 7, 9 and §4. Temperature 0 is greedy decoding; the paper votes at 0.5. Defaults are for a real
@@ -247,8 +247,6 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
             orders: "random": drawn for each sample; "opposite": samples 2i and 2i + 1 see reversed orders; "shared": one
             drawn order for all k (the samples of a GRPO group answer one and the same prompt); "original": none drawn.
             clamp: scores outside 1-10 are clamped, as the released model's card does; training counts them as invalid.
-            prompt_of, parse: other prompts on the same machinery (the baselines):
-                (shown example, rating) -> messages;  (text, n, rating, clamp) -> (scores, reason).
     Returns: one list of k Judgments per example.
     """
     jobs = []  # (example, sample index, permutation, rating)
@@ -262,15 +260,15 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
                 order.reverse()
             scale = ("0-1" if len(example.responses) == 1 else "1-10") if rating == "train" else rating
             jobs.append((example, j, order, scale))
-    prompt_of = prompt_of or (lambda shown, scale: build_prompt(shown, template, scale, principles, use_reference, hint))
-    prompts = [encode_chat(tokenizer, prompt_of(ex.permuted(order), scale)) for ex, _, order, scale in jobs]
+    prompts = [encode_chat(tokenizer, build_prompt(example.permuted(order), template, scale, principles, use_reference, hint))
+               for example, _, order, scale in jobs]
     rows = sampler.generate(model, tokenizer, prompts, temperature=temperature, max_new_tokens=max_new_tokens,
                             seeds=[f"{seed}/{ex.id}/{j}" for ex, j, _, _ in jobs], progress=progress)
     results = []
     for (_, j, order, scale), prompt_ids, row in zip(jobs, prompts, rows, strict=True):
         # Pitfall: only the completion is decoded and parsed; whatever a response quotes stays in the prompt.
         text = tokenizer.decode(row.ids, skip_special_tokens=True)
-        shown, reason = (parse or parse_judgment)(text, len(order), scale, clamp) if row.finished else (None, "truncated")
+        shown, reason = parse_judgment(text, len(order), scale, clamp) if row.finished else (None, "truncated")
         scores = None if shown is None else unpermute(shown, order)
         results.append(Judgment(j, order, prompt_ids, row.ids, text, scores, reason, row.logp))
     return [results[i:i + k] for i in range(0, len(results), k)]

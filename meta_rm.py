@@ -296,6 +296,7 @@ def main():
         norm = accelerator.clip_grad_norm_(module.parameters(), 1.0)
         loss = accelerator.reduce(total).item()
         if not math.isfinite(loss):
+            bar.close()
             raise UserError(f"step {step}: the loss is {loss}; lower --lr (the last good state is kept in {output})")
         optimizer.step()
         optimizer.zero_grad()

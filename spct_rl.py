@@ -262,6 +262,7 @@ def main():
                     totals[name] += value
             norm = accelerator.clip_grad_norm_(policy_logp.parameters(), 1.0)
             if not math.isfinite(float(norm)):
+                bar.close()
                 raise UserError(f"step {step}: the gradient is {float(norm)}; lower --lr (the last good state is in {output})")
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * min(1.0, (step + 1) / 5) * (1 - 0.9 * step / args.steps)

@@ -437,7 +437,7 @@ def started(script, *words, **environment):
                             cwd=ROOT, env=environment, start_new_session=True)
 
 
-def finished(process, timeout=150):
+def finished(process, timeout=300):
     try:
         out, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
