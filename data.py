@@ -41,7 +41,7 @@ def load_examples(name, split="train", limit=None, seed=0, skip_bad=False, domai
     if name == "toy":
         import toy
         counts = {"train": 8000, "validation": 500, "test": 2250}
-        return toy.items(split, limit or counts[split], seed, domain, exclude_domain)
+        return toy.items(split, limit or counts.get(split, 1), seed, domain, exclude_domain)
     whole, _, part = name.rpartition("#")
     name, part = (whole, part) if whole and part in ("train", "validation", "test") else (name, None)
     base, _, path = name.partition(":")

@@ -19,11 +19,14 @@ def run(*words, cwd=ROOT, check=True):
     return done
 
 
+SMALL = ["--limit", 24, "--k", 8, "--rft", "--limit 40 --epochs 0.3", "--rl", "--steps 2 --prompts_per_step 8",
+         "--meta", "--limit 40"]
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo") / "toy"
-    done = run("results/demo.py", "--output", out, "--limit", 24, "--k", 8, "--rft", "--limit 40 --epochs 0.3",
-               "--rl", "--steps 2 --prompts_per_step 8", "--meta", "--limit 40")
+    done = run("results/demo.py", "--output", out, *SMALL)
     return out, done
 
 
@@ -63,7 +66,7 @@ def test_samples_hold_what_every_later_number_needs(demo):
 def test_a_finished_demo_runs_nothing_again(demo):
     out, _ = demo
     before = (out / "rl" / "model" / "model.safetensors").stat().st_mtime_ns
-    done = run("results/demo.py", "--output", out, "--limit", 24, "--k", 8)
+    done = run("results/demo.py", "--output", out, *SMALL)
     assert "rl: done before" in done.stdout
     assert (out / "rl" / "model" / "model.safetensors").stat().st_mtime_ns == before
 
@@ -102,11 +105,12 @@ def test_two_processes_give_the_same_samples(tmp_path):
 
 @pytest.mark.parametrize("responses", [1, 2, 5])
 def test_grm_prints_a_readable_judgment(responses):
-    texts = ["A precise and thorough reply .", "A rude reply .", "A guessed reply .", "A warm reply .", "A safe reply ."]
+    words = ["precise , thorough and focused", "rude and vague", "guessed and cold", "warm and rambling", "safe and terse"]
+    texts = [f"This reply on chess is {w} ." for w in words]
     words = [w for t in texts[:responses] for w in ("--response", t)]
     done = run("grm.py", "--prompt", "Tell me something nice about chess .", *words)
     assert "Specific Criteria:" in done.stdout and "Analysis:" in done.stdout and "\\boxed{" in done.stdout
-    assert f"{responses} of" not in done.stdout and "1 of 1 judgments valid" in done.stdout
+    assert "parse: ok" in done.stdout and "1 of 1 judgments valid" in done.stdout
 
 
 def test_score_is_one_call_for_one_two_and_many_responses():

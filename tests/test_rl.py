@@ -717,7 +717,7 @@ def started(script, *words, **environment):
                             cwd=ROOT, env=environment, start_new_session=True)
 
 
-def finished(process, timeout=300):
+def finished(process, timeout=600):
     try:
         out, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
