@@ -53,7 +53,7 @@ def plan(seed):
         ("meta: meta_rm", f"meta_rm.py --trajectories {s}/grm/rft/trajectories.jsonl --grm {grm} --output {s}/grm/meta_rm "
                           f"--seed {seed}"),
         ("meta: voting", f"infer_scale.py --model {grm} --output {s}/grm/voting --k 32 --seed {seed} --meta_rm {meta}"),
-        greedy("undamaged", UNDAMAGED), voting("undamaged", UNDAMAGED, 8),
+        greedy("undamaged", UNDAMAGED), voting("undamaged", UNDAMAGED, 8), voting("base/32", BASE, 32),
         ("btrm: train", f"baselines.py btrm --output {s}/btrm --seed {seed}"),
         ("pairrm: train", f"baselines.py pairrm --output {s}/pairrm --seed {seed}"),
         ("judge: train", f"baselines.py judge --output {s}/judge --seed {seed}"),
@@ -134,6 +134,8 @@ def table_row(label, result, paper="", reference=None, **more):
 
 
 def write_table(name, rows, command="python results/reproduce.py"):
+    if sum(row.get("accuracy") == "not run" for row in rows) > len(rows) / 2:
+        return  # too little of it has been run to show
     for row in rows:
         row |= {"command": command, "commit": git_commit()}
     evaluation.write_csv(Path("results") / f"{name}.csv", rows)
@@ -196,7 +198,7 @@ def tables(seeds):
             table_row("CLoud @8", get("cloud", voting_credit(8)), "68.8"),
             table_row("GRM, Voting@8", grm8, "70.6"), table_row("GRM, Voting@32", get("grm/voting", voting_credit(32)), "71.0"),
             table_row("GRM, guided @32", get("grm/voting", voting_credit(32, "guided")), "72.8")]
-    write_table("methods", [r for r in rows if r["accuracy"] != "not run"] or rows)
+    write_table("methods", rows)
 
     # a domain held out of training (safety): the GRM and the meta RM
     def safety(name, credit_of):
@@ -221,14 +223,17 @@ def more_tables(seeds):
             if finished(seed, folder):
                 rows += [{**row, "seed": seed} for row in
                          evaluation.main_table({label: read_rows(finished(seed, folder) / "samples.jsonl")})]
-    for seed in seeds:
-        for method, k in (("vote", 32), ("guided", 32)):
-            if finished(seed, "grm/voting") and "meta_logits" in read_rows(finished(seed, "grm/voting") / "samples.jsonl")[0]:
-                for domain, part in evaluation.by_domain(read_rows(finished(seed, "grm/voting") / "samples.jsonl")).items():
-                    values = [item_credit(r, k, method) for r in evaluation.graded(part)]
-                    low, high = evaluation.bootstrap_ci(values)
-                    rows.append({"run": f"GRM, {method} @{k}", "domain": domain, "items": len(values), "seed": seed,
-                                 "accuracy": evaluation.mean(values), "low": low, "high": high})
+    voted = [("base/32", "base", "vote", k) for k in (1, 8, 32)] + [("grm/voting", "GRM", "vote", k) for k in (1, 8, 32)]
+    for folder, label, method, k in [*voted, ("grm/voting", "GRM", "guided", 32)]:
+        for seed in seeds:
+            samples = read_rows(finished(seed, folder) / "samples.jsonl") if finished(seed, folder) else []
+            if not samples or method == "guided" and "meta_logits" not in samples[0]:
+                continue
+            for domain, part in {"all": samples, **evaluation.by_domain(samples)}.items():
+                values = [item_credit(r, k, method) for r in evaluation.graded(part)]
+                low, high = evaluation.bootstrap_ci(values)
+                rows.append({"run": f"{label}, {method} @{k}", "domain": domain, "items": len(values), "seed": seed,
+                             "accuracy": evaluation.mean(values), "low": low, "high": high})
     if rows:
         write_table("domains", rows)
     reports = [(seed, kind, read_json(f"{R}/s{seed}/{kind}/meta_rm/report.json")) for seed in seeds for kind in ("grm", "heldout")
@@ -258,7 +263,7 @@ def fill_readme():
         if not path.exists():
             return match[0]
         rows = list(csv.DictReader(open(path, encoding="utf-8")))
-        lines = ["| | accuracy, % | 95 % interval | per seed | against the row before it in kind | paper |", "|---|---|---|---|---|---|"]
+        lines = ["| | accuracy, % | 95 % interval | per seed | paired difference, points | paper |", "|---|---|---|---|---|---|"]
         for r in rows:
             if r["accuracy"] == "not run":
                 lines.append(f"| {r['row']} | not run | | | | {r['paper']} |")
@@ -267,7 +272,21 @@ def fill_readme():
             lines.append(f"| {r['row']} | {percent(r['accuracy'])} | {percent(r['low'])} - {percent(r['high'])} | {r['seeds']} | {gain} "
                          f"| {r['paper']} |")
         return f"<!-- table {match[1]} -->\n" + "\n".join(lines) + f"\n\n`{rows[0]['command']}`, commit {rows[0]['commit']}.\n<!-- end -->"
+    def domains(match):
+        path = Path("results/domains.csv")
+        if not path.exists():
+            return match[0]
+        rows = [r for r in csv.DictReader(open(path, encoding="utf-8")) if r["seed"] == "0"]
+        names = sorted({r["domain"] for r in rows})
+        lines = ["| seed 0 | " + " | ".join(names) + " | parse rate |", "|---" * (len(names) + 2) + "|"]
+        for run in dict.fromkeys(r["run"] for r in rows):
+            cells = {r["domain"]: r for r in rows if r["run"] == run}
+            parsed = cells["all"].get("parse_rate")
+            lines.append(f"| {run} | " + " | ".join(f"{percent(cells[d]['accuracy'])} ({percent(cells[d]['low'])}-{percent(cells[d]['high'])})"
+                                                    for d in names) + f" | {percent(parsed) if parsed else ''} |")
+        return "<!-- domains -->\n" + "\n".join(lines) + f"\n\n`{rows[0]['command']}`, commit {rows[0]['commit']}.\n<!-- end -->"
     text = Path("README.md").read_text(encoding="utf-8")
+    text = re.sub(r"<!-- domains -->.*?<!-- end -->", domains, text, flags=re.S)
     write_text("README.md", re.sub(r"<!-- table (\w+) -->.*?<!-- end -->", table, text, flags=re.S))
 
 
@@ -288,7 +307,7 @@ def draw(folder):
                 flat[r["row"].replace(", greedy", "")] = float(r["accuracy"])
         flat["chance"] = float(rows[0]["chance"])
         evaluation.draw_curves(points, flat, folder / "scaling.png", f"{rows[0]['command']}  |  commit {rows[0]['commit']}  |  toy "
-                               f"world, {rows[0]['items']} test items, seeds: {len(rows[0]['seeds'].split())}, 95 % intervals over items")
+                               f"world, {rows[1]['items']} test items, seeds of the curves: {len(rows[1]['seeds'].split())}, 95 % intervals over items")
     if (folder / "rl_training.csv").exists():
         rows = list(csv.DictReader(open(folder / "rl_training.csv", encoding="utf-8")))
         panels = {"reward/mean": "rule reward (-1..1)", "policy/kl": "KL to the RFT model, nats per token",
