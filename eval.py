@@ -215,7 +215,7 @@ def draw_curves(table, flat, path, caption):
     if table:
         axes.legend(fontsize=8, loc="best")
     figure.text(0.01, 0.01, caption, fontsize=6.5, color="0.35")
-    figure.tight_layout(rect=(0, 0.03, 0.9, 1))
+    figure.tight_layout(rect=(0, 0.05, 0.92, 1))
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=150)
     plt.close(figure)
@@ -343,7 +343,7 @@ def compare(runs, output, command):
         write_csv(output / "curve.csv", points)
         flat["chance"] = table[0]["chance"]
     commit = git_commit()
-    draw_curves(points, flat, output / "curve.png", f"{command[:150]}  |  commit {commit}  |  {table[0]['items']} items, "
+    draw_curves(points, flat, output / "curve.png", f"{command[:170]}\ncommit {commit}  |  {table[0]['items']} items, "
                 "95 % bootstrap intervals over items")
     print(f"\nwrote {output}/table.csv" + (f", {output}/curve.csv" if points else "") + f" and {output}/curve.png")
 

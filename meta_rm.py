@@ -5,7 +5,7 @@ gives one logit. It is trained with binary cross-entropy; the label of a judgmen
 Its data are (1) the raw non-hinted trajectories of the RFT stage, the rejected ones included, and (2) N_RFT = 3 judgments
 per item of the GRM that it will guide, so that it knows that judge's own mistakes.
 
-    python meta_rm.py                                            # toy world, about a minute -> runs/toy/meta_rm
+    python meta_rm.py                                            # toy world, 2 minutes on 2 cores -> runs/toy/meta_rm
     accelerate launch --num_processes 8 meta_rm.py --model Qwen/Qwen2.5-0.5B --trajectories runs/qwen/rft/trajectories.jsonl \
         --grm runs/qwen/rl/model --data items.jsonl --template full --lr 1e-5 --batch_size 512 --output runs/qwen/meta_rm
 

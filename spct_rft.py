@@ -7,7 +7,7 @@ wrong and the too easy ones; the judge is fine-tuned on what is left, mixed with
               too easy and is rejected as a whole.
   hinted:     one more trajectory per item from a prompt that names the best response; rejected only if incorrect.
 
-    python spct_rft.py                                                  # toy world, about 90 s on 2 cores -> runs/toy/rft
+    python spct_rft.py                                                  # toy world, 2 minutes on 2 cores -> runs/toy/rft
     accelerate launch --num_processes 8 spct_rft.py --model Qwen/Qwen2.5-0.5B --sampler Qwen/Qwen2.5-7B-Instruct \
         --data Skywork/Skywork-Reward-Preference-80K-v0.2 --general_data chats.jsonl --template full --output runs/qwen/rft
 

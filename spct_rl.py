@@ -7,7 +7,7 @@ Every step: draw Q items; sample a group of G = 4 judgments of each from the cur
 
 There is no format reward: a judgment that does not parse earns -1, and the KL term to the frozen RFT model keeps the format.
 
-    python spct_rl.py                     # toy world, about 4 minutes on 2 cores: runs/toy/rft/model -> runs/toy/rl/model
+    python spct_rl.py                     # toy world, 3 minutes on 2 cores: runs/toy/rft/model -> runs/toy/rl/model
     accelerate launch spct_rl.py --beta 0.0                                     # ablation of App. C.1: no KL term
     accelerate launch --num_processes 8 spct_rl.py --model runs/qwen/rft/model --data items.jsonl --template full \
         --lr 4e-7 --beta 0.08 --prompts_per_step 128 --steps 900 --output runs/qwen/rl          # the paper's numbers
