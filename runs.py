@@ -158,6 +158,7 @@ def batch_indices(step, batch_size, count, seed):
 FREE_FLAGS = {"output", "log_with", "save_every", "overwrite", "meta_rm", "k_meta"}
 
 
+@functools.cache
 def git_commit():
     """Commit of the code, "+" appended if the tree was changed; None outside a git checkout."""
     def git(*words):

@@ -223,7 +223,7 @@ def more_tables(seeds):
             if finished(seed, folder):
                 rows += [{**row, "seed": seed} for row in
                          evaluation.main_table({label: read_rows(finished(seed, folder) / "samples.jsonl")})]
-    voted = [("base/32", "base", "vote", k) for k in (1, 8, 32)] + [("grm/voting", "GRM", "vote", k) for k in (1, 8, 32)]
+    voted = [("base/32/voting", "base", "vote", k) for k in (1, 8, 32)] + [("grm/voting", "GRM", "vote", k) for k in (1, 8, 32)]
     for folder, label, method, k in [*voted, ("grm/voting", "GRM", "guided", 32)]:
         for seed in seeds:
             samples = read_rows(finished(seed, folder) / "samples.jsonl") if finished(seed, folder) else []
