@@ -30,10 +30,10 @@ def plan(seed):
     s = f"{R}/s{seed}"
 
     def rft(name, flags=""):
-        return (f"{name}: rft", f"spct_rft.py --output {s}/{name}/rft --seed {seed} {flags}")
+        return (f"{name.split('/')[0]}: rft", f"spct_rft.py --output {s}/{name}/rft --seed {seed} {flags}")
 
     def rl(name, start, flags=""):
-        return (f"{name}: rl", f"spct_rl.py --model {start} --output {s}/{name}/rl --seed {seed} {flags}")
+        return (f"{name.split('/')[0]}: rl", f"spct_rl.py --model {start} --output {s}/{name}/rl --seed {seed} {flags}")
 
     def greedy(name, model, flags=""):
         return (f"{name.split('/')[0]}: greedy", f"eval.py --model {model} --output {s}/{name}/greedy {flags}")
@@ -57,7 +57,20 @@ def plan(seed):
         ("btrm: train", f"baselines.py btrm --output {s}/btrm --seed {seed}"),
         ("pairrm: train", f"baselines.py pairrm --output {s}/pairrm --seed {seed}"),
         ("judge: train", f"baselines.py judge --output {s}/judge --seed {seed}"),
+        ("judge: tokenprob", f"baselines.py tokenprob --samples {s}/judge/voting --output {s}/judge/tokenprob --seed {seed}"),
         ("cloud: train", f"baselines.py cloud --output {s}/cloud --seed {seed}"),
+        # Table 4: what RFT is without one of its parts, and the whole recipe without principles
+        *[line for name, flags in (("no-hinted", "--no_hinted"), ("no-non-hinted", "--no_non_hinted"),
+                                   ("no-general", "--general_fraction 0"))
+          for line in (rft(f"ablations/{name}", flags), greedy(f"ablations/{name}", f"{s}/ablations/{name}/rft/model"))],
+        rft("ablations/no-principles", "--no_principles"),
+        rl("ablations/no-principles", f"{s}/ablations/no-principles/rft/model", "--no_principles"),
+        greedy("ablations/no-principles", f"{s}/ablations/no-principles/rl/model", "--no_principles"),
+        voting("ablations/no-principles", f"{s}/ablations/no-principles/rl/model", 8, "--no_principles"),
+        # App. C.1: the KL coefficient (the GRM itself has 0.02)
+        *[line for beta in ("0", "0.08", "0.3")
+          for line in (rl(f"kl/{beta}", f"{s}/grm/rft/model", f"--beta {beta}"),
+                       greedy(f"kl/{beta}", f"{s}/kl/{beta}/rl/model"))],
         rft("heldout", "--exclude_domain safety"), rl("heldout", f"{s}/heldout/rft/model", "--exclude_domain safety"),
         greedy("heldout", f"{s}/heldout/rl/model"),
         ("heldout: meta_rm", f"meta_rm.py --trajectories {s}/heldout/rft/trajectories.jsonl --grm {s}/heldout/rl/model "
