@@ -20,6 +20,7 @@ os.chdir(HERE)
 import eval as evaluation  # noqa: E402
 from infer_scale import item_credit, powers_of_two  # noqa: E402
 from runs import command_line, git_commit, read_json, read_rows, write_text  # noqa: E402
+from toy import DOMAINS  # noqa: E402
 
 BASE, UNDAMAGED = "toy_base/medium", "toy_base/medium-undamaged"
 R = "runs/results"
@@ -212,6 +213,28 @@ def tables(seeds):
             table_row("GRM, Voting@8", grm8, "70.6"), table_row("GRM, Voting@32", get("grm/voting", voting_credit(32)), "71.0"),
             table_row("GRM, guided @32", get("grm/voting", voting_credit(32, "guided")), "72.8")]
     write_table("methods", rows)
+
+    # Table 4: RFT without one of its parts (greedy, before RL), and the whole recipe without principles
+    nothing = get("general/after_rft/greedy", greedy_credit)
+    ablation = {name: get(f"ablations/{name}/greedy", greedy_credit) for name in ("no-hinted", "no-non-hinted", "no-general",
+                                                                                 "no-principles")}
+    write_table("ablations", [
+        table_row("GRM-RFT", rft, "68.8"), table_row("RFT without hinted sampling (1)", ablation["no-hinted"], "68.0", rft),
+        table_row("RFT without non-hinted sampling (2)", ablation["no-non-hinted"], "67.4", rft),
+        table_row("RFT without rejective sampling (1 and 2)", nothing, "66.1", rft),
+        table_row("RFT without general data", ablation["no-general"], "63.3", rft),
+        table_row("GRM", grm, "69.9"), table_row("GRM without rejective sampling", get("general/greedy", greedy_credit), "68.7", grm),
+        table_row("GRM without principles", ablation["no-principles"], "67.5", grm),
+        table_row("GRM, Voting@8", grm8, "70.6"),
+        table_row("GRM without principles, Voting@8", get("ablations/no-principles/voting", voting_credit(8)), "68.0", grm8)])
+
+    # App. C.1: the KL coefficient, and whether one domain falls behind the others
+    rows = []
+    for beta, name in (("0", "kl/0/greedy"), ("0.02", "grm/greedy"), ("0.08", "kl/0.08/greedy"), ("0.3", "kl/0.3/greedy")):
+        row = table_row(f"beta {beta}", get(name, greedy_credit), "", grm if beta != "0.02" else None)
+        domains = {d: over_seeds(seeds, name, greedy_credit, d) for d in DOMAINS}
+        rows.append(row | {d: evaluation.mean(part["items"].values()) for d, part in domains.items() if part})
+    write_table("kl", rows)
 
     # a domain held out of training (safety): the GRM and the meta RM
     def safety(name, credit_of):
