@@ -24,6 +24,7 @@ from toy import DOMAINS  # noqa: E402
 
 BASE, UNDAMAGED = "toy_base/medium", "toy_base/medium-undamaged"
 R = "runs/results"
+BY_DOMAIN = ("methods", "kl")  # tables of the README that show the domains too; the CSV files all do
 
 
 def plan(seed):
@@ -110,17 +111,19 @@ def finished(seed, name):
 
 
 def over_seeds(seeds, name, credit_of, domain=None):
-    """{item id: mean credit over seeds} and the accuracy of each seed, of the runs that are finished; None if none is."""
-    per_seed = []
+    """{item id: mean credit over seeds}, the accuracy of each seed and of each domain, of the finished runs; None if none is."""
+    per_seed, domain_of = [], {}
     for seed in seeds:
         folder = finished(seed, name)
         if folder:
             rows = evaluation.graded(read_rows(folder / "samples.jsonl"))
             per_seed.append({r["id"]: credit_of(r) for r in rows if domain in (None, r["domain"])})
+            domain_of |= {r["id"]: r["domain"] for r in rows}
     if not per_seed:
         return None
     items = {i: evaluation.mean(c[i] for c in per_seed) for i in per_seed[0]}
-    return {"items": items, "seeds": [evaluation.mean(c.values()) for c in per_seed]}
+    return {"items": items, "seeds": [evaluation.mean(c.values()) for c in per_seed],
+            "domains": {d: evaluation.mean(items[i] for i in items if domain_of[i] == d) for d in DOMAINS if domain in (None, d)}}
 
 
 def greedy_credit(row):
@@ -139,7 +142,8 @@ def table_row(label, result, paper="", reference=None, **more):
     values = list(result["items"].values())
     low, high = evaluation.bootstrap_ci(values)
     row = {"row": label, "accuracy": evaluation.mean(values), "low": low, "high": high,
-           "seeds": " ".join(f"{100 * a:.1f}" for a in result["seeds"]), "items": len(values), "paper": paper, **more}
+           "seeds": " ".join(f"{100 * a:.1f}" for a in result["seeds"]), "items": len(values), "paper": paper,
+           **result["domains"], **more}
     if reference is not None:
         common = [i for i in reference["items"] if i in result["items"]]
         low, high = evaluation.paired_ci([reference["items"][i] for i in common], [result["items"][i] for i in common])
@@ -154,7 +158,7 @@ def write_table(name, rows, command="python results/reproduce.py"):
         row |= {"command": command, "commit": git_commit()}
     evaluation.write_csv(Path("results") / f"{name}.csv", rows)
     print(f"\n{name}")
-    evaluation.print_table(rows, [c for c in dict.fromkeys(key for row in rows for key in row) if c not in ("command", "commit")])
+    evaluation.print_table(rows, [c for c in dict.fromkeys(key for row in rows for key in row) if c not in ("command", "commit", *DOMAINS)])
 
 
 def tables(seeds):
@@ -229,12 +233,9 @@ def tables(seeds):
         table_row("GRM without principles, Voting@8", get("ablations/no-principles/voting", voting_credit(8)), "68.0", grm8)])
 
     # App. C.1: the KL coefficient, and whether one domain falls behind the others
-    rows = []
-    for beta, name in (("0", "kl/0/greedy"), ("0.02", "grm/greedy"), ("0.08", "kl/0.08/greedy"), ("0.3", "kl/0.3/greedy")):
-        row = table_row(f"beta {beta}", get(name, greedy_credit), "", grm if beta != "0.02" else None)
-        domains = {d: over_seeds(seeds, name, greedy_credit, d) for d in DOMAINS}
-        rows.append(row | {d: evaluation.mean(part["items"].values()) for d, part in domains.items() if part})
-    write_table("kl", rows)
+    betas = {"0": "kl/0/greedy", "0.02": "grm/greedy", "0.08": "kl/0.08/greedy", "0.3": "kl/0.3/greedy"}
+    write_table("kl", [table_row(f"beta {beta}", get(name, greedy_credit), "", None if beta == "0.02" else grm)
+                       for beta, name in betas.items()])
 
     # a domain held out of training (safety): the GRM and the meta RM
     def safety(name, credit_of):
@@ -299,14 +300,16 @@ def fill_readme():
         if not path.exists():
             return match[0]
         rows = list(csv.DictReader(open(path, encoding="utf-8")))
-        lines = ["| | accuracy, % | 95 % interval | per seed | paired difference, points | paper |", "|---|---|---|---|---|---|"]
+        domains = list(DOMAINS) if match[1] in BY_DOMAIN else []
+        lines = ["| | accuracy, % | 95 % interval | per seed | paired difference, points | paper |" + "".join(f" {d} |" for d in domains),
+                 "|---" * (6 + len(domains)) + "|"]
         for r in rows:
             if r["accuracy"] == "not run":
-                lines.append(f"| {r['row']} | not run | | | | {r['paper']} |")
+                lines.append(f"| {r['row']} | not run | | | | {r['paper']} |" + " |" * len(domains))
                 continue
             gain = f"{100 * float(r['difference_low']):+.1f} to {100 * float(r['difference_high']):+.1f}" if r.get("difference_low") else ""
             lines.append(f"| {r['row']} | {percent(r['accuracy'])} | {percent(r['low'])} - {percent(r['high'])} | {r['seeds']} | {gain} "
-                         f"| {r['paper']} |")
+                         f"| {r['paper']} |" + "".join(f" {percent(r[d])} |" for d in domains))
         return f"<!-- table {match[1]} -->\n" + "\n".join(lines) + f"\n\n`{rows[0]['command']}`, commit {rows[0]['commit']}.\n<!-- end -->"
     def domains(match):
         path = Path("results/domains.csv")
