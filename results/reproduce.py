@@ -24,6 +24,7 @@ from toy import DOMAINS  # noqa: E402
 
 BASE, UNDAMAGED = "toy_base/medium", "toy_base/medium-undamaged"
 R = "runs/results"
+META = "--limit 6000 --epochs 2"  # 2,500 updates: with 126 it told good judgments from bad ones hardly better than chance
 BY_DOMAIN = ("methods", "kl")  # tables of the README that show the domains too; the CSV files all do
 
 
@@ -53,7 +54,7 @@ def plan(seed):
         rl("general", f"{s}/general/rft/model"), greedy("general", f"{s}/general/rl/model"),
         rl("straight", BASE), greedy("straight", f"{s}/straight/rl/model"),
         ("meta: meta_rm", f"meta_rm.py --trajectories {s}/grm/rft/trajectories.jsonl --grm {grm} --output {s}/grm/meta_rm "
-                          f"--seed {seed}"),
+                          f"--seed {seed} {META}"),
         ("meta: voting", f"infer_scale.py --model {grm} --output {s}/grm/voting --k 32 --seed {seed} --meta_rm {meta}"),
         greedy("undamaged", UNDAMAGED), voting("undamaged", UNDAMAGED, 8), voting("base/32", BASE, 32),
         ("btrm: train", f"baselines.py btrm --output {s}/btrm --seed {seed}"),
@@ -76,7 +77,7 @@ def plan(seed):
         rft("heldout", "--exclude_domain safety"), rl("heldout", f"{s}/heldout/rft/model", "--exclude_domain safety"),
         greedy("heldout", f"{s}/heldout/rl/model"),
         ("heldout: meta_rm", f"meta_rm.py --trajectories {s}/heldout/rft/trajectories.jsonl --grm {s}/heldout/rl/model "
-                             f"--exclude_domain safety --output {s}/heldout/meta_rm --seed {seed}"),
+                             f"--exclude_domain safety --output {s}/heldout/meta_rm --seed {seed} {META}"),
         voting("heldout", f"{s}/heldout/rl/model", 32, f"--meta_rm {s}/heldout/meta_rm/model --domain safety"),
         ("heldout: voting-guided-by-all", f"infer_scale.py --model {grm} --output {s}/heldout/reference --k 32 --seed {seed} "
                                           f"--meta_rm {meta} --domain safety"),
