@@ -183,7 +183,8 @@ def local_files(name, path):
     path, files = Path(path), [Path(path)]
     if path.is_dir():
         path = path / "RMB_dataset" if (path / "RMB_dataset").is_dir() else path  # its checkout holds other JSON too
-        files = sorted(f for f in path.rglob("*") if f.name.endswith(SUFFIXES)
+        # Trap: the archive of ReaLMistake holds example.jsonl besides, rows that its paper prints.
+        files = sorted(f for f in path.rglob("*") if f.name.endswith(SUFFIXES) and (name, f.name) != ("realmistake", "example.jsonl")
                        and not any(p.startswith(".") for p in f.relative_to(path).parts))
     if not files or not files[0].exists():
         raise UserError(f"{name}: {path} does not exist or holds no file ending in {', '.join(SUFFIXES)}")
@@ -370,6 +371,7 @@ PPE = {"GPQA": "2f85cea6481db81daa2c8033c51b7811b7bbf648", "IFEval": "a4f7fae244
        "MATH": "c46ce3cda5417fe8d170e992d925f93856b5db40", "MBPP-Plus": "afa814632c1df94e76b6af2c1d282511114cd2b7",
        "MMLU-Pro": "d3a309b95d5a3a34efdd2b01a9e3ee10565bf0c7"}
 REALMISTAKE = ("answerability_classification", "finegrained_fact_verification", "math_word_problem_generation")
+REALMISTAKE_MODELS = {"gpt4": "gpt4", "gpt-4-0613": "gpt4", "llama2": "llama2", "Llama-2-70b-chat-hf": "llama2"}
 
 
 def in_section(record, section, subset, source_id):
@@ -400,6 +402,22 @@ def ppe_preference(row, where):
     return [in_section(record, "ppe_preference", None, row.get("question_id"))]
 
 
+def ppe_reference(row):
+    """What --use_reference shows (App. E.1.3), or None. Choice: the answer in the columns of each set; IFEval has none, so
+    the constraints that its checker tests, with their arguments."""
+    try:
+        if "options" in row:  # MMLU-Pro
+            return f"({row['answer']}) {row['options'][row['answer_index']]}"
+        if "correct_choice" in row:  # GPQA
+            return f"({'ABCD'[row['correct_choice_index']]}) {row['correct_choice']}"
+        if "instruction_id_list" in row:
+            return "\n".join(" ".join([name, *(f"{k}={v}" for k, v in given.items() if v is not None)])
+                             for name, given in zip(row["instruction_id_list"], row["kwargs"], strict=True))
+        return row.get("solution") or row.get("code")  # MATH, MBPP-Plus
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return None
+
+
 def ppe_correctness(row, where):
     """One item per sampled pair of a right and a wrong response; the file's or the hub's name tells the set."""
     subset = (re.findall("|".join(PPE), where) or [None])[-1]
@@ -413,7 +431,8 @@ def ppe_correctness(row, where):
             raise UserError("field 'scores' must hold true or false")
         # Trap: pairs and `scores` count from 0, the columns from 1: response_1 ... response_32.
         first, second = (field(row, f"response_{i + 1}") for i in places)
-        record = pair(field(row, "prompt"), first, second, scores[places[0]] - scores[places[1]], pair=places)
+        record = pair(field(row, "prompt"), first, second, scores[places[0]] - scores[places[1]], pair=places,
+                      reference=ppe_reference(row))
         items.append(in_section(record, subset, subset, row.get("question_id")))
     return items
 
@@ -432,7 +451,9 @@ def rmb(row, where):
         raise UserError("field 'loser_list' must hold one or more {llm_name, answer}")
     record = {"prompt": messages(row, "conversation_input"), "responses": [field(rival, "answer") for rival in rivals],
               "rewards": [1] + [0] * (len(rivals) - 1), "category": row.get("category_path")}
-    return [in_section(record, f"{domain}-{kind}", kind, row.get("bon_uid" if kind == "bon" else "pair_uid"))]
+    scenario = re.findall(r"(?:Helpful|Harmless)ness/([^/.,]+)", f"{where} {row.get('category_path')}")
+    return [in_section(record, f"{domain}-{kind}", scenario[-1] if scenario else kind,
+                       row.get("bon_uid" if kind == "bon" else "pair_uid"))]
 
 
 def realmistake(row, where):
@@ -442,8 +463,8 @@ def realmistake(row, where):
         raise UserError(f"field '{key}' must be error or no_error")
     record = {"prompt": field(row, "input"), "responses": [field(row, "llm_response")],
               "rewards": [int(row[key] == "no_error")]}
-    task, model = (re.findall(names, where) for names in ("|".join(REALMISTAKE), "gpt-?4|[Ll]lama-?2"))
-    return [in_section(record, task[-1] if task else "realmistake", model[-1] if model else None, None)]
+    task, model = (re.findall("|".join(names), where) for names in (REALMISTAKE, REALMISTAKE_MODELS))
+    return [in_section(record, task[-1] if task else "realmistake", REALMISTAKE_MODELS[model[-1]] if model else None, None)]
 
 
 # name: (the hub's sets, splits, schema). Splits: {ours: the hub's} of a training set, the one of a benchmark, {} as is.

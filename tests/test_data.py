@@ -247,6 +247,17 @@ def test_ppe_correctness_pairs_count_from_zero_and_columns_from_one():
     assert [e.id for e in load("ppe_correctness", domain="MATH")] == ["ppe_correctness/1", "ppe_correctness/2"]
 
 
+def test_ppe_correctness_references():
+    """App. E.1.3: every set holds its ground truth in other columns."""
+    assert [e.reference for e in load("ppe_correctness")] == ["(C) 3 blips"] * 3 + ["\\boxed{4}", "\\boxed{5}"]
+    assert "#### Reference Answer ####\n(C) 3 blips" in build_prompt(load("ppe_correctness")[0], use_reference=True)[0]["content"]
+    assert data.ppe_reference({"options": ["2", "3"], "answer": "B", "answer_index": 1}) == "(B) 3"  # MMLU-Pro
+    assert data.ppe_reference({"code": "def f(): pass", "test_list": []}) == "def f(): pass"  # MBPP-Plus
+    assert data.ppe_reference({"instruction_id_list": ["words:at_most", "case:lower"], "kwargs": [{"num_words": 9, "letter": None}, {}]}) \
+        == "words:at_most num_words=9\ncase:lower"  # IFEval
+    assert data.ppe_reference({"options": ["2"], "answer": "B", "answer_index": 1}) is None
+
+
 @pytest.mark.parametrize(("change", "problem"), [
     ({"sampled_conflict_pairs": [[1, 4]]}, "must hold pairs of places 0..3"),
     ({"sampled_conflict_pairs": [[-1, 0]]}, "must hold pairs of places 0..3"),
@@ -273,6 +284,8 @@ def test_rmb_pairs_and_lists():
     assert bon.prompt == [user("My plant is dry."), assistant("Water it."), user("How often?")]
     assert bon.extra["cluster"] == examples["helpfulness-pairwise"].extra["cluster"]
     assert examples["harmlessness-bon"].rewards == [1, 0, 0] and examples["harmlessness-pairwise"].rewards == [1, 0]
+    assert {s: e.extra["subset"] for s, e in examples.items()} == {
+        "helpfulness-pairwise": "Advice", "helpfulness-bon": "Advice", "harmlessness-pairwise": "S1", "harmlessness-bon": "multi"}
 
 
 def test_rmb_needs_its_folders(tmp_path):
@@ -288,6 +301,16 @@ def test_realmistake_right_is_one():
     assert [e.rewards for e in examples] == [[1], [1], [0]], "`label` and `error_label` are read alike; 1 = no error"
     assert [e.domain for e in examples] == ["answerability_classification"] + ["math_word_problem_generation"] * 2
     assert [e.extra["subset"] for e in examples] == ["llama2", "gpt4", "gpt4"]
+
+
+def test_realmistake_as_its_own_archive(tmp_path):
+    """data.zip names the files after the models, and holds rows that its paper prints besides (they would count twice)."""
+    rows = read_rows("realmistake")[0]
+    for file in ("answerability_classification/gpt-4-0613.jsonl", "answerability_classification/Llama-2-70b-chat-hf.jsonl", "example.jsonl"):
+        write_jsonl(tmp_path / "data" / file, rows)
+    examples = load_examples(f"realmistake:{tmp_path}", "test")
+    assert Counter(e.extra["subset"] for e in examples) == {"gpt4": len(rows), "llama2": len(rows)}
+    assert {e.domain for e in examples} == {"answerability_classification"}
 
 
 # ----- splits, limits, domains -----
