@@ -183,9 +183,9 @@ def local_files(name, path):
     path, files = Path(path), [Path(path)]
     if path.is_dir():
         path = path / "RMB_dataset" if (path / "RMB_dataset").is_dir() else path  # its checkout holds other JSON too
-        # Trap: the archive of ReaLMistake holds example.jsonl besides, rows that its paper prints.
-        files = sorted(f for f in path.rglob("*") if f.name.endswith(SUFFIXES) and (name, f.name) != ("realmistake", "example.jsonl")
-                       and not any(p.startswith(".") for p in f.relative_to(path).parts))
+        # Trap: ReaLMistake's archive also holds example.jsonl, rows that its paper prints.
+        files = sorted(f for f in path.rglob("*") if f.name.endswith(SUFFIXES) and (name, f.name) != (
+            "realmistake", "example.jsonl") and not any(p.startswith(".") for p in f.relative_to(path).parts))
     if not files or not files[0].exists():
         raise UserError(f"{name}: {path} does not exist or holds no file ending in {', '.join(SUFFIXES)}")
     return files

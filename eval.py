@@ -5,15 +5,20 @@ sample files that earlier runs wrote and compares them:
 
     python eval.py --model toy_base/medium --output runs/toy/eval_base      # judge greedily, print the table
     python eval.py --runs base=runs/toy/eval_base grm=runs/toy/eval_rl voting=runs/toy/voting --output runs/toy/tables
+    python eval.py --bench rewardbench,ppe,rmb:path/to/checkout,realmistake --model <hub id> --template full --output runs/grm
+    python eval.py --runs grm=runs/grm other=runs/other/result.json --output runs/table     # the same call compares results
 
 Rules, stated because they move numbers: an item without a valid judgment is wrong (column `lenient`: a random pick
-instead); a tie at the top counts 1/t, the expectation of the paper's shuffle-then-argmax; n = 1 items are scored 1-10 and
-enter ROC-AUC only; Voting@k is the mean over the disjoint blocks of k among an item's samples. Intervals: 95 % bootstrap
-over items (over prompts where prompts repeat); comparisons are paired by item.
+instead); a tie at the top counts 1/t, the expectation of the paper's shuffle-then-argmax (of benchmarks --ties shuffle,
+which is the paper's rule, and --ties strict, a tie is wrong, stand beside it); n = 1 items are scored 1-10 and enter ROC-AUC
+only; Voting@k is the mean over the disjoint blocks of k among an item's samples. Intervals: 95 % bootstrap over items (over
+prompts where prompts repeat); comparisons are paired by item. The rules of each benchmark are in benches.py.
 """
 import argparse
 import csv
+import functools
 import io
+import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -23,8 +28,9 @@ import numpy as np
 import sampler
 from data import load_examples
 from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments
-from infer_scale import credit, default_k_meta, item_credit, powers_of_two, sample_row
+from infer_scale import TIES, block_credits, credit, default_k_meta, item_credit, powers_of_two, sample_row
 from meta_rm import roc_auc
+from records import as_pairs
 from runs import (
     UserError,
     command_line,
@@ -53,17 +59,19 @@ def pick_best(scores, rng):
     return rng.choice([i for i, s in enumerate(scores) if s == max(scores)])
 
 
-def bootstrap_ci(values, level=0.95, seed=0, clusters=None, draws=2000):
+def bootstrap_ci(values, level=0.95, seed=0, clusters=None, draws=2000, weights=None):
     """(low, high): percentile bootstrap interval of the mean of `values`, resampling whole clusters where given.
 
     Args:   values: (N,) one number per item.  clusters: (N,) labels, e.g. the prompt where prompts repeat.
+            weights: (N,) of a weighted mean, e.g. of a benchmark's sections.
     Raises: ValueError without values.
     """
     values = np.asarray(values, dtype=float)
     if values.size == 0:
         raise ValueError("bootstrap_ci needs at least one value")
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=float)
     labels = np.arange(len(values)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
-    sums, counts = np.bincount(labels, weights=values), np.bincount(labels)                        # (C,) per cluster
+    sums, counts = np.bincount(labels, weights=weights * values), np.bincount(labels, weights=weights)  # (C,) per cluster
     rng = np.random.default_rng(seed)
     means = []
     for start in range(0, draws, 200):
@@ -93,6 +101,19 @@ def overall(benchmarks):
     return sum(benchmarks[name] for name in BENCHMARKS) / len(BENCHMARKS)
 
 
+def average_rank(table):
+    """{run: mean of its ranks over the benchmarks}; 1 is the best, equal scores share the mean of their ranks (Table 2).
+
+    table: {run: {benchmark: score}}, the same benchmarks for every run.
+    >>> average_rank({"a": {"x": 0.9, "y": 0.5}, "b": {"x": 0.8, "y": 0.5}})
+    {'a': 1.25, 'b': 1.75}
+    """
+    def rank(value, column):
+        return 1 + sum(v > value for v in column) + (column.count(value) - 1) / 2
+    columns = {name: [scores[name] for scores in table.values()] for name in next(iter(table.values()))}
+    return {run: mean(rank(scores[name], columns[name]) for name in columns) for run, scores in table.items()}
+
+
 # ----- one run: accuracy, parse rate, ties, position -----
 
 def mean(values):
@@ -117,6 +138,8 @@ def report(rows):
     first_position: share of clear verdicts for the response shown first, to compare with first_expected, the mean of 1/n.
     swap_consistency: share of items on which two judgments that saw opposite orders name the same response.
     longest: share of clear verdicts for the longest response, beside longest_wins, the accuracy of always picking it.
+    position_bias, length_bias: how much more often a clear verdict names the first (the longest) response than chance (the
+    truth) would, on the same items; a bias is there where the interval _low.._high leaves 0 out.
     """
     first = [(r, r["samples"][0]) for r in graded(rows)]
     credits = [credit(s["scores"], r["rewards"]) for r, s in first]
@@ -128,7 +151,13 @@ def report(rows):
         if len(pair) == 2 and pair[0]["permutation"] == pair[1]["permutation"][::-1]:
             swapped.append(top(pair[0]["scores"]) is not None and top(pair[0]["scores"]) == top(pair[1]["scores"]))
     samples = [s for r in rows for s in r["samples"]]
-    low, high = bootstrap_ci(credits, clusters=clusters_of(graded(rows)))
+    low, high = bootstrap_ci(credits, clusters=clusters_of(graded(rows))) if credits else (float("nan"), float("nan"))
+    biases = {"position": [(s["permutation"][0] == best) - 1 / r["n"] for r, s, best in clear],
+              "length": [is_longest(r, best) - is_longest(r, r["rewards"].index(max(r["rewards"]))) for r, _, best in clear]}
+    found = {}
+    for kind, excess in biases.items():
+        ends = bootstrap_ci(excess, clusters=[r["id"] for r, _, _ in clear]) if clear else (float("nan"), float("nan"))
+        found |= {f"{kind}_bias": mean(excess), f"{kind}_bias_low": ends[0], f"{kind}_bias_high": ends[1]}
     longest = [r["response_lengths"].index(max(r["response_lengths"])) for r in graded(rows)]
     return {
         "items": len(first), "accuracy": mean(credits), "low": low, "high": high,
@@ -139,11 +168,15 @@ def report(rows):
         "first_position": mean(s["permutation"][0] == best for _, s, best in clear),
         "first_expected": mean(1 / r["n"] for r, _, _ in clear),
         "swap_consistency": mean(swapped),
-        "longest": mean(r["response_lengths"][best] == max(r["response_lengths"]) for r, _, best in clear),
+        "longest": mean(is_longest(r, best) for r, _, best in clear),
         "longest_wins": mean(r["rewards"][i] == max(r["rewards"]) for r, i in zip(graded(rows), longest, strict=True)),
         "auc_single": roc_auc([r["samples"][0]["scores"][0] for r in singles], [r["rewards"][0] for r in singles]),
-        "tokens": mean(s["tokens"] for s in samples),
+        "tokens": mean(s["tokens"] for s in samples), **found,
     }
+
+
+def is_longest(row, i):
+    return int(row["response_lengths"][i] == max(row["response_lengths"]))
 
 
 def clusters_of(rows):
@@ -177,6 +210,54 @@ def curve(rows, label):
             table.append({"run": label, "method": method, "k": k, "k_meta": default_k_meta(k) if method in ("guided", "random")
                           else "", "accuracy": mean(values), "low": low, "high": high, "tokens": tokens * k, "items": len(items)})
     return table
+
+
+# ----- one benchmark (§5, App. D); its sections, weights and what makes it whole are in benches.py -----
+
+def item_credits(rows, k=1, method="vote", ties="expected"):
+    """{item: credit, mean over the blocks of k}. Rows that are the pairs of one best-of-N item must all be won.
+
+    ties: a rule of `credit`, or "lenient": 1/t, and an item without a valid judgment counts as a random pick.
+    """
+    parts = defaultdict(list)
+    for r in rows:
+        values = block_credits(r, k, method, ties="expected" if ties == "lenient" else ties)
+        if ties == "lenient":
+            values = [v if any(s["scores"] for s in r["samples"][b * k:b * k + k]) else 1 / r["n"] for b, v in enumerate(values)]
+        parts[r.get("of", r["id"])].append(values)
+    return {item: mean(math.prod(block) for block in zip(*pairs, strict=True)) for item, pairs in parts.items()}
+
+
+def single_scores(row, k=1, method="vote"):
+    """Score of a single response in each block of k: Eq. 14 divided by the number of valid judgments, since items are compared
+    with each other here. Choice: an item without any loses all its comparisons."""
+    found = []
+    for start in range(0, len(row["samples"]) - k + 1, k):
+        valid = [j for j in range(start, start + k) if row["samples"][j]["scores"]]
+        if method == "guided":
+            valid = sorted(valid, key=lambda j: -row["meta_logits"][j])[:default_k_meta(k)]
+        found.append(mean(row["samples"][j]["scores"][0] for j in valid) if valid else
+                     float("-inf") if row["rewards"][0] else float("inf"))
+    return found
+
+
+def auc_ci(scores, labels, clusters=None, draws=200, seed=0):
+    """(ROC-AUC, mean over the blocks; low, high), bootstrap over items or clusters; Nones where a class is missing.
+
+    Args: scores (N, blocks); labels (N,), 1 = no error: a higher score is better.
+    """
+    columns, labels = np.asarray(scores, dtype=float).T, np.asarray(labels)
+    groups = np.arange(len(labels)) if clusters is None else np.unique(clusters, return_inverse=True)[1]
+    members = np.split(np.argsort(groups, kind="stable"), np.cumsum(np.bincount(groups))[:-1])
+    rng, values = np.random.default_rng(seed), []
+    for draw in range(draws + 1):  # draw 0 is the sample itself
+        picked = range(len(members)) if draw == 0 else rng.integers(len(members), size=len(members))
+        chosen = np.concatenate([members[g] for g in picked])
+        if 0 < labels[chosen].sum() < len(chosen):
+            values.append(mean(roc_auc(column[chosen], labels[chosen]) for column in columns))
+        elif draw == 0:
+            return None, None, None
+    return values[0], *map(float, np.quantile(values, [0.025, 0.975]))
 
 
 COLOURS = {"vote": "tab:blue", "guided": "tab:red", "random": "tab:gray", "oracle": "tab:green"}
@@ -264,63 +345,97 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=TOY_BASE, help="judge to evaluate: hub id, folder or .gguf file")
     parser.add_argument("--data", default="toy", help="toy, a .jsonl file, or a name that data.py knows")
+    parser.add_argument("--bench", help="instead of --data: rewardbench,ppe,rmb,realmistake or some of these (ppe is "
+                        "ppe_preference,ppe_correctness), each NAME, NAME@REVISION or NAME:PATH; a folder in --output each")
+    parser.add_argument("--revision", help="commit of the hub's data set, where --bench names one")
     parser.add_argument("--split", default="test", help="split of the data set")
     parser.add_argument("--domain", help="only this domain")
     parser.add_argument("--output", default="runs/toy/eval", help="run folder; of --runs: folder of the tables and figure")
-    parser.add_argument("--runs", nargs="+", metavar="NAME=FOLDER", help="compare runs of eval.py and infer_scale.py instead")
+    parser.add_argument("--runs", nargs="+", metavar="NAME=FOLDER", help="compare runs of eval.py and infer_scale.py instead; of "
+                        "benchmarks also result files, and folders of several (parts of one run may share a NAME)")
+    parser.add_argument("--ties", default="expected", choices=TIES, help="tie at the top: 1/t, the paper's shuffle, or wrong")
+    parser.add_argument("--bon", choices=["list", "pairs"], help="items with n > 2: one list prompt (default, as the paper), or "
+                        "the best response against each other one, all to be won (App. E.1.1)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (paper's default outside of voting)")
     parser.add_argument("--rating", default="1-10", help="1-10, or best for an LLM-as-a-Judge")
     parser.add_argument("--seed", type=int, default=0, help="seed of the response orders (and of sampling)")
-    parser.add_argument("--limit", type=int, help="only the first items; the table says that it is partial")
+    parser.add_argument("--limit", type=int, help="only the first items (of a benchmark: evenly spaced ones); marked as partial")
     parser.add_argument("--chunk_size", type=int, default=256, help="items per chunk (the unit of work and of resuming)")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
     args = parser.parse_args()
-
     if args.runs:  # compare what is there
-        runs = {}
-        for word in args.runs:
-            name, _, folder = word.rpartition("=")
-            if not (Path(folder) / "samples.jsonl").exists():
-                raise UserError(f"--runs {word}: {folder}/samples.jsonl does not exist; run eval.py or infer_scale.py first")
-            runs[name or Path(folder).name] = read_rows(Path(folder) / "samples.jsonl")
-        compare(runs, Path(args.output), " ".join(["eval.py --runs", *args.runs]))
-        return
+        return compare_folders(args.runs, Path(args.output), args.ties)
 
     # 1. data and model
     accelerator = start_accelerator()
-    with accelerator.main_process_first():
-        output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-    examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
-    if args.rating == "best":
-        examples = [e for e in examples if len(e.responses) > 1]
-
-    # 2. two judgments of every item, in opposite orders
-    if not (output / "samples.jsonl").exists():
-        model, tokenizer = sampler.load_model(args.model, accelerator.device)
-        started = time.time()
-
-        def judge(chunk):
-            judged = sample_judgments(model, tokenizer, chunk, 2, args.temperature, args.seed, rating=args.rating, clamp=True,
-                                      orders="opposite", **judge_options(args))
-            return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
-        rows = in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")
+    load = functools.cache(lambda: sampler.load_model(args.model, accelerator.device))  # once for all benchmarks
+    if args.bench:
+        from benches import compare_benches, folder_results, parse_benches
+        for name, data in parse_benches(args.bench, args.revision).items():
+            judge_set(argparse.Namespace(**{**vars(args), "data": data, "bench": None, "revision": None}),
+                      Path(args.output) / name, accelerator, load)
         if accelerator.is_main_process:
-            log_metrics(output, stage="judging", seconds=time.time() - started, items=len(rows), judgments=2 * len(rows),
-                        tokens=sum(s["tokens"] for r in rows for s in r["samples"]))
-    rows = read_rows(output / "samples.jsonl")
+            for r in compare_benches(folder_results(Path(args.output).name, args.output, args.ties), Path(args.output)):
+                write_json(Path(args.output) / r["benchmark"] / "result.json", r)
+        return
+    output = Path(args.output)
+    rows = judge_set(args, output, accelerator, load)
 
     # 3. the table
     if accelerator.is_main_process:
         if not graded(rows):
             raise UserError(f"{args.data}: no item with n >= 2 and rewards; python grm.py --data scores items without truth")
-        table = main_table({Path(args.output).name: rows})
+        table = main_table({output.name: rows})
         print_table(table, SHORT)
         if args.limit:
             print(f"partial run: the first {args.limit} items")
         write_csv(output / "table.csv", table)
         write_json(output / "summary.json", {"model": args.model, "data": args.data, "temperature": args.temperature,
                                              "partial": bool(args.limit), "commit": git_commit(), **table[0]})
+
+
+def judge_set(args, output, accelerator, load):
+    """Rows of output/samples.jsonl, made unless it is there; a killed run continues."""
+    with accelerator.main_process_first():
+        output = open_run(output, args, accelerator.num_processes, accelerator.is_main_process)
+        read_rows(output / "metrics.jsonl", repair=accelerator.is_main_process)
+    examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
+    if args.rating == "best":
+        examples = [e for e in examples if len(e.responses) > 1]
+    if args.bon == "pairs":
+        examples = as_pairs(examples)
+
+    # 2. two judgments of every item, in opposite orders
+    if not (output / "samples.jsonl").exists():
+        model, tokenizer = load()
+
+        def judge(chunk):
+            started = time.time()
+            judged = sample_judgments(model, tokenizer, chunk, 2, args.temperature, args.seed, rating=args.rating, clamp=True,
+                                      orders="opposite", **judge_options(args))
+            log_metrics(output, stage="judging", seconds=time.time() - started, items=len(chunk), judgments=2 * len(chunk))
+            return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
+        in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")
+    rows = read_rows(output / "samples.jsonl")
+    if [r["id"] for r in rows] != [e.id for e in examples]:
+        raise UserError(f"{output}/samples.jsonl has other items than {args.data} has now; add --overwrite to judge again")
+    return rows
+
+
+def compare_folders(words, output, ties):
+    """--runs: results of benchmarks go to benches.py, all other sample files to `compare`."""
+    folders = [(name or Path(folder).name, Path(folder)) for name, _, folder in (word.rpartition("=") for word in words)]
+    files = [folder / "samples.jsonl" for _, folder in folders]
+    from benches import bench_of, compare_benches, folder_results
+    if any(bench_of(read_rows(f)[:1]) if f.exists() else f.parent.is_file() or any(f.parent.glob("*/samples.jsonl")) or any(
+            f.parent.glob("result*.json")) for f in files):
+        return compare_benches([r for name, folder in folders for r in folder_results(name, folder, ties)], output)
+    for file in files:
+        if not file.exists():
+            raise UserError(f"--runs {file.parent}: {file} does not exist; run eval.py or infer_scale.py first")
+    compare({name: read_rows(file) for (name, _), file in zip(folders, files, strict=True)}, output,
+            " ".join(["eval.py --runs", *words]))
 
 
 def compare(runs, output, command):

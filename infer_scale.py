@@ -20,6 +20,7 @@ from pathlib import Path
 import sampler
 from data import load_examples
 from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments, sum_scores
+from records import as_pairs
 from runs import UserError, command_line, in_chunks, log_metrics, open_run, read_rows, start_accelerator, write_rows
 
 # ----- §4: voting (Eq. 14) and its guided form -----
@@ -58,23 +59,36 @@ def default_k_meta(k):
     return max(1, k // 2)
 
 
-def credit(votes, rewards):
-    """Expected accuracy of the paper's tie rule (shuffle, then argmax): 1/t if the best response is among t at the top.
+TIES = ("expected", "shuffle", "strict")
 
-    An item without a valid judgment is wrong.
-    >>> credit([20, 27], [0, 1]), credit([8, 8], [0, 1]), credit(None, [0, 1])
-    (1.0, 0.5, 0.0)
+
+def credit(votes, rewards, ties="expected", key=""):
+    """How right the votes are, 0..1. An item without a valid judgment is wrong (0).
+
+    ties, when t > 1 responses share the first place: "shuffle", the paper's rule (App. D: shuffle, then argmax), drawn from
+    the text `key`; "expected", our default, its expectation 1/t (less noise); "strict", a tie is wrong, as in Eq. 10.
+    >>> credit([20, 27], [0, 1]), credit([8, 8], [0, 1]), credit([8, 8], [0, 1], "strict"), credit(None, [0, 1])
+    (1.0, 0.5, 0.0, 0.0)
     """
-    if votes is None:
+    best = rewards.index(max(rewards))
+    if votes is None or votes[best] < max(votes):
         return 0.0
     top = [i for i, v in enumerate(votes) if v == max(votes)]
-    return 1 / len(top) if rewards.index(max(rewards)) in top else 0.0
+    if ties == "shuffle":
+        return float(random.Random(key).choice(top) == best)
+    return {"expected": 1 / len(top), "strict": float(len(top) == 1)}[ties]
 
 
 # ----- from one sample file to every k and every control -----
 
 def item_credit(row, k, method="vote", k_meta=None, subsets=8):
-    """Mean credit of one item over the disjoint blocks of k among its samples.
+    """Mean of `block_credits`: one item's accuracy at k."""
+    values = block_credits(row, k, method, k_meta, subsets)
+    return sum(values) / len(values)
+
+
+def block_credits(row, k, method="vote", k_meta=None, subsets=8, ties="expected"):
+    """Credit of one item in each of the disjoint blocks of k among its samples.
 
     row: one line of samples.jsonl.  method: vote (Eq. 14); guided (top k_meta by meta logit); random (the matched control:
     k_meta judgments drawn blindly, mean over `subsets` draws); oracle (right if any judgment alone is right).
@@ -85,21 +99,21 @@ def item_credit(row, k, method="vote", k_meta=None, subsets=8):
     k_meta = k_meta or default_k_meta(k)
     values = []
     for start in range(0, len(scores) - k + 1, k):
-        block = scores[start:start + k]
+        block, rule = scores[start:start + k], (row["rewards"], ties, f"{row['id']}/{start}")
         if method == "vote":
-            values.append(credit(vote(block), row["rewards"]))
+            values.append(credit(vote(block), *rule))
         elif method == "guided":
-            values.append(credit(meta_vote(block, row["meta_logits"][start:start + k], k_meta), row["rewards"]))
+            values.append(credit(meta_vote(block, row["meta_logits"][start:start + k], k_meta), *rule))
         elif method == "random":
             rng = random.Random(f"{row['id']}/{start}/{k}/{k_meta}")
             usable = [s for s in block if s is not None]
-            draws = [credit(vote(rng.sample(usable, min(k_meta, len(usable)))), row["rewards"]) for _ in range(subsets)]
+            draws = [credit(vote(rng.sample(usable, min(k_meta, len(usable)))), *rule) for _ in range(subsets)]
             values.append(sum(draws) / len(draws))
         elif method == "oracle":
-            values.append(max(credit(s, row["rewards"]) for s in block))
+            values.append(max(credit(s, *rule) for s in block))
         else:
             raise ValueError(f"method {method!r}: choose vote, guided, random or oracle")
-    return sum(values) / len(values)
+    return values
 
 
 def powers_of_two(k):
@@ -110,7 +124,8 @@ def powers_of_two(k):
 def sample_row(example, judgments):
     """One line of samples.jsonl: everything that a vote, a control or an interval needs later."""
     return {"id": example.id, "domain": example.domain, "rewards": example.rewards, "n": len(example.responses),
-            "cluster": example.extra.get("cluster"), "response_lengths": [len(r) for r in example.responses],
+            "cluster": example.extra.get("cluster"), **{k: example.extra[k] for k in ("subset", "of") if example.extra.get(k)},
+            "response_lengths": [len(r) for r in example.responses],
             "samples": [{"permutation": j.permutation, "scores": j.scores, "reason": j.reason, "text": j.text,
                          "prompt_tokens": len(j.prompt_ids), "tokens": len(j.completion_ids)} for j in judgments],
             "votes": vote([j.scores for j in judgments])}
@@ -129,6 +144,8 @@ def main():
     parser.add_argument("--rating", default="1-10", help="1-10; best for an LLM-as-a-Judge (votes become majority, Eq. 13)")
     parser.add_argument("--meta_rm", help="folder of the meta RM; adds meta logits to samples.jsonl, samples stay as they are")
     parser.add_argument("--k_meta", type=int, help="judgments kept in the printed table; default k/2 (paper)")
+    parser.add_argument("--bon", choices=["list", "pairs"], help="items with n > 2: one list prompt (default, as the paper), or "
+                        "the best response against each other one, all to be won (App. E.1.1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
     parser.add_argument("--limit", type=int, help="only the first items")
     parser.add_argument("--chunk_size", type=int, default=64, help="items per chunk (the unit of work and of resuming)")
@@ -146,23 +163,24 @@ def main():
     accelerator = start_accelerator()
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
+        read_rows(output / "metrics.jsonl", repair=accelerator.is_main_process)
     examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
+    if args.bon == "pairs":
+        examples = as_pairs(examples)
 
     # 2. k judgments of every item (skipped where they exist)
     if not (output / "samples.jsonl").exists():
         model, tokenizer = sampler.load_model(args.model, accelerator.device)
-        started = time.time()
 
         def judge(chunk):
+            started = time.time()
             judged = sample_judgments(model, tokenizer, chunk, args.k, args.temperature, args.seed, rating=args.rating,
                                       clamp=True, **judge_options(args))
+            log_metrics(output, stage="judging", seconds=time.time() - started, items=len(chunk), judgments=len(chunk) * args.k)
             return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
-        rows = in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")
-        if accelerator.is_main_process:
-            log_metrics(output, stage="sampling", seconds=time.time() - started, items=len(rows), judgments=len(rows) * args.k,
-                        tokens=sum(s["tokens"] for r in rows for s in r["samples"]))
+        in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")
     rows = read_rows(output / "samples.jsonl")
 
     # 3. meta logits of every parsed judgment

@@ -78,6 +78,22 @@ def example_from_dict(row, where="record"):
                              strength, {k: v for k, v in row.items() if k not in known})
 
 
+def as_pairs(examples):
+    """Best-of-N by pairs (App. E.1.1): the best response against each other one, an item each; items with n <= 2 stay.
+
+    `of` in their `extra` names the item that they were; it is won if all its pairs are.
+    """
+    pairs = []
+    for e in examples:
+        if len(e.responses) < 3 or e.rewards is None:
+            pairs.append(e)
+            continue
+        best = e.rewards.index(max(e.rewards))
+        pairs += [dataclasses.replace(e, id=f"{e.id}#{j}", responses=[e.responses[best], e.responses[j]], rewards=[1, 0],
+                                      extra={**e.extra, "of": e.id}) for j in range(len(e.responses)) if j != best]
+    return pairs
+
+
 def read_jsonl(path, skip_bad=False, limit=None):
     """Examples of a JSONL file. Items whose best reward is tied are dropped and counted (Eq. 10 needs one maximum).
 

@@ -155,7 +155,7 @@ def batch_indices(step, batch_size, count, seed):
 # ----- the run folder -----
 
 # Flags that may differ when a run is continued: they do not change its results.
-FREE_FLAGS = {"output", "log_with", "save_every", "overwrite", "meta_rm", "k_meta"}
+FREE_FLAGS = {"output", "log_with", "save_every", "overwrite", "meta_rm", "k_meta", "ties"}
 
 
 @functools.cache
