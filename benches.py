@@ -178,7 +178,7 @@ def bench_result(run, rows, settings, k=1, method="first", ties="expected", seco
     measures = {key: v if v is None or v == v else None for key, v in measures.items() if key in COLUMNS or "_bias_" in key}
     return {"run": run, "benchmark": name, "method": method, "k": k, "ties": ties, "items": len(items),
             "partial": partial(name, rows, settings), "score": score, "low": low, "high": high,
-            "mean_of_sections": None if None in means else mean(means), **rules, **measures, "judgments": dict(reasons),
+            "mean_of_sections": None if None in means else mean(means), **measures, **rules, "judgments": dict(reasons),
             "seconds_per_judgment": seconds, "model": settings.get("served_model") or settings.get("model"),
             "commit": git_commit(), "protocol": protocol(name, rows, settings, k, method, ties), **parts}
 
@@ -212,9 +212,9 @@ def folder_results(run, folder, ties):
 # ----- tables over results (dicts that `bench_result` makes) -----
 
 COLUMNS = {"difference": "paired difference to the first run", "expected": "ties 1/t", "shuffle": "ties shuffled (paper)",
-           "strict": "ties wrong", "lenient": "lenient", "pooled": "pooled", "mean_of_sections": "mean of sections", "parse_rate": "parsed", "tie_rate": "tied",
-           "position_bias": "position bias", "length_bias": "length bias", "swap_consistency": "swap consistency",
-           "tokens": "tokens", "seconds_per_judgment": "seconds"}
+           "strict": "ties wrong", "lenient": "lenient", "pooled": "pooled", "mean_of_sections": "mean of sections",
+           "parse_rate": "parsed", "tie_rate": "tied", "position_bias": "position bias", "length_bias": "length bias",
+           "swap_consistency": "swap consistency", "tokens": "tokens", "seconds_per_judgment": "seconds"}
 
 
 def percent(result, key="score"):
