@@ -49,9 +49,12 @@ def parse_benches(text, revision=None):
     """{name: what load_examples takes} of "rewardbench,rmb:PATH,ppe@REV"; "ppe" is both of its halves."""
     chosen = {}
     for word in text.split(","):
-        name = word.partition(":")[0].partition("@")[0]
-        if name == "ppe" and ":" in word:
+        name, _, path = word.partition(":")
+        name = name.partition("@")[0]
+        if name == "ppe" and path:
             raise UserError(f"--bench {word}: ppe is two sets; give ppe_preference:PATH,ppe_correctness:PATH")
+        if path and not Path(path).exists():  # said now, not after the benchmarks before it
+            raise UserError(f"--bench {word}: {path} does not exist")
         for full in ("ppe_preference", "ppe_correctness") if name == "ppe" else (name,):
             if full not in BENCHES:
                 raise UserError(f"--bench {word}: choose from {', '.join(BENCHES)} (or ppe), NAME:PATH or NAME@REVISION")

@@ -370,7 +370,7 @@ def main():
     # 1. data and model
     accelerator = start_accelerator()
     load = functools.cache(lambda: sampler.load_model(args.model, accelerator.device))  # once for all benchmarks
-    if args.bench:
+    if args.bench:  # imported here, because benches.py measures with the functions above
         from benches import compare_benches, folder_results, parse_benches
         for name, data in parse_benches(args.bench, args.revision).items():
             judge_set(argparse.Namespace(**{**vars(args), "data": data, "bench": None, "revision": None}),
@@ -403,6 +403,8 @@ def judge_set(args, output, accelerator, load):
     examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
+    if not examples:
+        raise UserError(f"{args.data}: only single responses, of which a judge cannot select the best (Eq. 3); use --rating 1-10")
     if args.bon == "pairs":
         examples = as_pairs(examples)
 
@@ -424,18 +426,18 @@ def judge_set(args, output, accelerator, load):
 
 
 def compare_folders(words, output, ties):
-    """--runs: results of benchmarks go to benches.py, all other sample files to `compare`."""
-    folders = [(name or Path(folder).name, Path(folder)) for name, _, folder in (word.rpartition("=") for word in words)]
-    files = [folder / "samples.jsonl" for _, folder in folders]
+    """--runs NAME=FOLDER ...: benchmarks and result files go to benches.py, other sample files to `compare`."""
     from benches import bench_of, compare_benches, folder_results
-    if any(bench_of(read_rows(f)[:1]) if f.exists() else f.parent.is_file() or any(f.parent.glob("*/samples.jsonl")) or any(
-            f.parent.glob("result*.json")) for f in files):
-        return compare_benches([r for name, folder in folders for r in folder_results(name, folder, ties)], output)
-    for file in files:
-        if not file.exists():
-            raise UserError(f"--runs {file.parent}: {file} does not exist; run eval.py or infer_scale.py first")
-    compare({name: read_rows(file) for (name, _), file in zip(folders, files, strict=True)}, output,
-            " ".join(["eval.py --runs", *words]))
+    named, runs = [(name, Path(folder)) for name, _, folder in (word.rpartition("=") for word in words)], {}
+    named = [(name or folder.name, folder) for name, folder in named]
+    for name, folder in named:
+        if (folder / "samples.jsonl").exists():
+            runs[name] = read_rows(folder / "samples.jsonl")
+        elif not folder.is_file() and not any(folder.glob("**/result*.json")) and not any(folder.glob("*/samples.jsonl")):
+            raise UserError(f"--runs {name}={folder}: {folder}/samples.jsonl does not exist; run eval.py or infer_scale.py first")
+    if len(runs) < len(named) or any(bench_of(rows) for rows in runs.values()):
+        return compare_benches([r for name, folder in named for r in folder_results(name, folder, ties)], output)
+    compare(runs, output, " ".join(["eval.py --runs", *words]))
 
 
 def compare(runs, output, command):

@@ -258,15 +258,16 @@ def test_a_report_without_a_clear_verdict():
 
 # ----- names, partial runs, tables -----
 
-def test_parse_benches():
-    assert parse_benches("rewardbench,ppe,rmb:some/path") == {
-        "rewardbench": "rewardbench", "ppe_preference": "ppe_preference", "ppe_correctness": "ppe_correctness", "rmb": "rmb:some/path"}
+def test_parse_benches(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert parse_benches("rewardbench,ppe,rmb:tests/fixtures") == {
+        "rewardbench": "rewardbench", "ppe_preference": "ppe_preference", "ppe_correctness": "ppe_correctness", "rmb": "rmb:tests/fixtures"}
     assert parse_benches("rewardbench@abc,ppe@v1") == {"rewardbench": "rewardbench@abc", "ppe_preference": "ppe_preference@v1",
                                                        "ppe_correctness": "ppe_correctness@v1"}
     assert parse_benches("rewardbench", "abc") == {"rewardbench": "rewardbench@abc"}
-    for text, revision, problem in [("rewardbench,bench", None, "choose from rewardbench"), ("ppe:path", None, "ppe is two sets"),
+    for text, revision, problem in [("rewardbench,bench", None, "choose from rewardbench"), ("ppe:tests", None, "ppe is two sets"),
                                     ("ppe,ppe_preference", None, "twice"), ("ppe", "abc", "one commit of one"),
-                                    ("rewardbench@a", "abc", "one commit of one"), ("rmb:path", "abc", "one commit of one")]:
+                                    ("rewardbench@a", "abc", "one commit of one"), ("rmb:tests", "abc", "one commit of one"), ("rmb:absent", None, "absent does not exist")]:
         with pytest.raises(UserError, match=problem):
             parse_benches(text, revision)
 
@@ -452,3 +453,5 @@ def test_other_data_in_an_old_folder_is_refused(tiny, tmp_path, capsys):
     assert cli(*flags, "--overwrite") == 0
     assert cli("eval.py", "--runs", f"a={tmp_path / 'nothing'}", "--output", tmp_path / "x") == 2
     assert folder_results("a", tmp_path / "out", "strict")[0]["ties"] == "strict"
+    assert cli("eval.py", "--bench", f"realmistake:{FIXTURES / 'realmistake'}", "--rating", "best", "--output", tmp_path / "best") == 2
+    assert "use --rating 1-10" in capsys.readouterr().err
