@@ -37,8 +37,8 @@ def task_01(t):
     rng = random.Random(1)
     lists = [([rng.randint(1, 4) for _ in range(n)], rng.sample(range(9), n)) for n in (2, 3, 4, 5) for _ in range(20)]
     return [
-        (1, "two responses, the second is best: 2-7, a tie, 6-1", lambda: [t.is_correct(s, [0, 1]) for s in ([2, 7], [7, 7], [6, 1])],
-         [True, False, False]),
+        (1, "two responses, the second is best: 2-7, a tie, 6-1", lambda: [
+            t.is_correct(s, [0, 1]) for s in ([2, 7], [7, 7], [6, 1])], [True, False, False]),
         (1, "lists: against every other one, whatever their order", lambda: [t.is_correct(s, r) for s, r in lists],
          [is_correct(s, r) for s, r in lists]),
         (1, "a single response: the score is the label", lambda: [t.is_correct([s], [r]) for s in (0, 1) for r in (0, 1)],
@@ -50,17 +50,18 @@ def task_01(t):
 
 def task_02(t):
     rng = random.Random(2)
-    pieces = [r"\boxed{7, 2}", r"\boxed{7,x}", r"\boxed{3}", r"\boxed{11, 2}", "Scores: ", "8, 9", "}", " ", r"\boxed{ 1 ,10 }", "{", ","]
+    pieces = [r"\boxed{7, 2}", r"\boxed{7,x}", r"\boxed{3}", r"\boxed{11, 2}", r"\boxed{ 1 ,10 }", "Scores: ", "8, 9", "}", ","]
     texts = ["".join(rng.choices(pieces, k=rng.randint(1, 5))) for _ in range(300)]
     return [
         (1, "forms seen in the paper", lambda: [t.parse(s, 2) for s in (
             r"Scores: \boxed{8, 9}", r"**Scores: \boxed{8, 8}**", "### Output: \\boxed{10, 7}\n")], [[8, 9], [8, 8], [10, 7]]),
         (1, "the last box counts, even if it cannot be read", lambda: [t.parse(s, 2) for s in (
-            r"It says \boxed{9, 1}. Scores: \boxed{2, 6}", r"\boxed{9, 1} Scores: \boxed{2, 6, 7}", r"\boxed{9, 1} Scores: \boxed{2, ")],
+            r"It says \boxed{9, 1}. Scores: \boxed{2, 6}", r"\boxed{9, 1} Scores: \boxed{2, 6, 7}", r"\boxed{9, 1} \boxed{2, ")],
          [[2, 6], None, None]),
         (1, "nothing is repaired", lambda: [t.parse(s, 2) for s in (
-            "Scores: 8, 9", r"\boxed{8}", r"\boxed{8, 9.5}", r"\boxed{0, 9}", r"\boxed{8, 11}", r"\boxed{8, }", r"\boxed{a, b}", "")], [None] * 8),
-        (1, "300 texts made of such pieces, as in grm.py", lambda: [t.parse(s, 2) for s in texts], [parse_scores(s, 2)[0] for s in texts]),
+            "Scores: 8, 9", r"\boxed{8}", r"\boxed{8, 9.5}", r"\boxed{0, 9}", r"\boxed{8, 11}", r"\boxed{8, }", "")], [None] * 7),
+        (1, "300 texts made of such pieces, as in grm.py", lambda: [t.parse(s, 2) for s in texts],
+         [parse_scores(s, 2)[0] for s in texts]),
     ]
 
 
@@ -71,13 +72,16 @@ def task_03(t):
     table_17 = [[8, 8], [5, 9], [7, 10]]
     return [
         (1, "Table 17: results 2 and 3 saw the reverse order; a list of three", lambda: [t.unshuffle(*a) for a in (
-            ([8, 8], [0, 1]), ([9, 5], [1, 0]), ([10, 7], [1, 0]), ([1, 2, 3], [2, 0, 1]))], table_17 + [unpermute([1, 2, 3], [2, 0, 1])]),
+            ([8, 8], [0, 1]), ([9, 5], [1, 0]), ([10, 7], [1, 0]), ([1, 2, 3], [2, 0, 1]))],
+         table_17 + [unpermute([1, 2, 3], [2, 0, 1])]),
         (1, "Fig. 3 and Table 17; unparsed judgments do not vote", lambda: [t.vote(s) for s in (
             FIG3, table_17, [[1, 2], None], [None])], [[17, 25], [20, 27], [1, 2], None]),
         (1, "guided: Fig. 3 keeps the first and the third, Table 17 leaves out the tie", lambda: [
-            t.guided_vote(FIG3, [2.0, -1.0, 1.0, -2.0], 2), t.guided_vote(table_17, [-15.7781, 1.3126, 1.6739], 2)], [[5, 13], [12, 19]]),
+            t.guided_vote(FIG3, [2.0, -1.0, 1.0, -2.0], 2), t.guided_vote(table_17, [-15.7781, 1.3126, 1.6739], 2)],
+         [[5, 13], [12, 19]]),
         (1, "50 items with unparsed judgments, as in infer_scale.py", lambda: [
-            (t.vote(s), t.guided_vote(s, z, 4)) for s, z in zip(rows, logits)], [(vote(s), meta_vote(s, z, 4)) for s, z in zip(rows, logits)]),
+            (t.vote(s), t.guided_vote(s, z, 4)) for s, z in zip(rows, logits)],
+         [(vote(s), meta_vote(s, z, 4)) for s, z in zip(rows, logits)]),
     ]
 
 
@@ -90,7 +94,8 @@ def task_04(t):
             [a == 0.0 for a in t.group_advantages([r] * 3, G)] for r in (1.0, -1.0, 0.1) for G in (1, 3)], [[True] * 3] * 6),
         (1, "16 groups of 4, each on its own, as in spct_rl.py", lambda: list(t.group_advantages(rewards, 4)),
          group_advantages(torch.tensor(rewards), 4).tolist()),
-        (1, "rewards that do not fill a group are an error", lambda: raises(ValueError, lambda: t.group_advantages([1.0] * 5, 4)), True),
+        (1, "rewards that do not fill a group are an error", lambda: raises(ValueError, lambda: t.group_advantages([1.0] * 5, 4)),
+         True),
     ]
 
 
@@ -100,10 +105,11 @@ def task_05(t):
     A, lengths = torch.tensor([1.5, -0.5, 0.0, -1.0]), torch.tensor([6, 3, 1, 4])
     mask = torch.arange(6) < lengths[:, None]                                           # (B, T)
     logits, ids = torch.randn(2, 3, 5, generator=g), torch.randint(5, (2, 3), generator=g)
-    one, zero, heard = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1), []
+    heard = []
 
     def only_kl():  # no advantage, pi = 0.5, pi_ref = 0.25
-        return float(t.grpo_loss(torch.tensor([[0.5]]).log(), torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log(), zero, one, beta=1.0))
+        half, quarter = torch.tensor([[0.5]]).log(), torch.tensor([[0.25]]).log()
+        return float(t.grpo_loss(half, half, quarter, torch.zeros(1), torch.ones(1, 1, dtype=torch.bool), beta=1.0))
 
     def hinted():
         heard.clear()
@@ -112,13 +118,14 @@ def task_05(t):
     return [
         (1, "advantages", lambda: t.advantages(torch.tensor([[1.0, -1, -1, -1], [1, 1, 1, 1]])).tolist(),
          [[1.7321, -0.5774, -0.5774, -0.5774], [0.0] * 4]),
-        (1, "completion mask", lambda: t.completion_mask(torch.tensor([[5, 6, 2, 2, 2], [5, 6, 7, 8, 9], [2, 5, 2, 2, 2]]), 2).tolist(),
-         [[True] * 3 + [False] * 2, [True] * 5, [True] + [False] * 4]),
+        (1, "completion mask", lambda: t.completion_mask(torch.tensor([[5, 6, 2, 2], [5, 6, 7, 8], [2, 5, 2, 2]]), 2).tolist(),
+         [[True] * 3 + [False], [True] * 4, [True] + [False] * 3]),
         (1, "log-probabilities", lambda: t.token_logp(logits, ids, 0.5).tolist(),
          (logits * 2).log_softmax(-1).gather(-1, ids[..., None])[..., 0].tolist()),
-        (1, "size of the KL term: pi_ref / pi - log(pi_ref / pi) - 1 for 0.5 and 0.25", lambda: abs(only_kl()), 0.5 + math.log(2) - 1),
+        (1, "size of the KL term: pi 0.5, pi_ref 0.25", lambda: abs(only_kl()), math.log(2) - 0.5),
         (1, "direction of the KL term: leaving the reference costs something", lambda: only_kl() > 0, True),
-        (1, "hinted sample", hinted, ("User: Why?\nResponse 1: Because.\nResponse 2: No.", "The best response is: Response 2", "Scores: 1, 9")),
+        (1, "hinted sample: (prompt to train on, last line that the judge saw, text)", hinted,
+         ("User: Why?\nResponse 1: Because.\nResponse 2: No.", "The best response is: Response 2", "Scores: 1, 9")),
         (2, "the whole loss on random numbers, as in spct_rl.py", lambda: float(t.grpo_loss(logp, old, ref, A, mask, 0.3, 0.1)),
          float(grpo_loss(logp, old, ref, A, mask, 0.3, 0.1)[0])),
     ]
@@ -141,18 +148,20 @@ def task_06(t):
         both = {r[0] for part in train for r in part} & {r[0] for part in held for r in part}
         return kept, len(both), 0.05 < len({r[0] for r in held[0]}) / 400 < 0.15
     return [
-        (2, "what the meta RM may learn from", lambda: labels(one(False, [2, 7], [0, 1], [0, 1]), one(True, [2, 7], [0, 1], [0, 1]),
-                                                              one(False, None, [0, 1], [0, 1])), [1.0]),
-        (2, "labels: Table 17 (a tie, then two that saw the reverse order), and a list of three", lambda: labels(
+        (2, "what the meta RM may learn from", lambda: labels(
+            one(False, [2, 7], [0, 1], [0, 1]), one(True, [7, 2], [0, 1], [0, 1]), one(False, None, [0, 1], [0, 1])), [1.0]),
+        (2, "labels: Table 17 (a tie, then two that saw the reverse order), and two lists of three", lambda: labels(
             one(False, [8, 8], [0, 1], [0, 1]), one(False, [9, 5], [1, 0], [0, 1]), one(False, [10, 7], [1, 0], [0, 1]),
-            one(False, [1, 2, 9], [2, 0, 1], [0, 1, 0]), one(False, [9, 1, 2], [2, 0, 1], [0, 1, 0])), [0.0, 1.0, 1.0, 1.0, 0.0]),
+            one(False, [1, 2, 9], [2, 0, 1], [0, 1, 0]), one(False, [9, 1, 2], [2, 0, 1], [0, 1, 0])),
+         [0.0, 1.0, 1.0, 1.0, 0.0]),
         (2, "split: (all rows kept, items on both sides, about a tenth held out)", leak, ([True, True], 0, True)),
     ]
 
 
 @functools.cache
 def guided_samples(count, seed, k=16):
-    """Items with k judgments each, half of them hard (noisy judgments of toy.py, others mostly clean), and simulated meta logits."""
+    """Items with k judgments of toy.py each: noisy ones on half of the items, mostly clean ones on the others. The meta logits
+    are simulated: normal around +2 (correct) or -2, but one in ten is high whatever the judgment."""
     rng, rows = random.Random(f"exercise 7/{seed}"), []
     for number in range(count):
         item, clean = toy.make_item(rng, n=rng.choice([3, 4, 5])), rng.choice([0.0, 0.9])
@@ -175,16 +184,22 @@ def task_07(t):
 
     @functools.cache
     def rule():
+        for logits in [row["meta_logits"] for row in rows] + [[-9.0] * 16, [9.0] * 16, [0.0]]:
+            m = t.k_meta(list(logits))
+            if type(m) is not int or not 1 <= m <= len(logits):
+                raise ValueError(f"{m!r} is not an integer from 1 to {len(logits)}, for logits such as {logits[0]:.1f}")
         return [t.k_meta(list(row["meta_logits"])) for row in rows]
 
     def accuracy(method, numbers):
         return [item_credit(row, 16, method, m) for row, m in zip(rows, numbers)]
+    def lead(method, numbers):  # lower end of the paired interval
+        return paired_ci(accuracy(method, numbers), accuracy("guided", rule()))[0]
     return [
-        (1, "an integer from 1 to k", lambda: all(type(m) is int and 1 <= m <= 16 for m in rule()), True),
-        (1, "above as many judgments drawn at random", lambda: paired_ci(accuracy("random", rule()), accuracy("guided", rule()))[0] > 0, True),
-        (2, "above k/2", lambda: paired_ci(accuracy("guided", [8] * 500), accuracy("guided", rule()))[0] > 0, True),
-        (2, "above every fixed number", lambda: [m for m in (1, 2, 4, 8, 12, 16) if sum(accuracy("guided", [m] * 500)) >= sum(
-            accuracy("guided", rule()))], []),
+        (1, "an integer from 1 to k for every item", lambda: len(rule()), 500),
+        (1, "above as many judgments drawn at random", lambda: lead("random", rule()) > 0, True),
+        (2, "above k/2", lambda: lead("guided", [8] * 500) > 0, True),
+        (2, "above every fixed number (list: those that are as good)", lambda: [
+            m for m in (1, 2, 4, 8, 12, 16) if sum(accuracy("guided", [m] * 500)) >= sum(accuracy("guided", rule()))], []),
     ]
 
 
@@ -202,7 +217,7 @@ def task_08(t):
 
 def task_09(t):
     rng = random.Random(9)
-    values = [float(rng.random() < 0.7) for _ in range(100)]
+    values = [rng.random() for _ in range(100)]
     copies, prompts = [v for v in values for _ in range(20)], [f"prompt {i}" for i in range(100) for _ in range(20)]
     uneven, sizes = [1.0] * 40 + [0.0] * 360, list(range(40)) + [f"large {i // 9}" for i in range(360)]
 
@@ -215,8 +230,8 @@ def task_09(t):
         (1, "a large cluster counts all its values", lambda: near(
             t.bootstrap_interval(uneven, sizes), bootstrap_ci(uneven, clusters=list(map(str, sizes))), 0.02), True),
         (1, "same seed, same interval; no values, ValueError", lambda: [
-            t.bootstrap_interval(values, seed=3) == t.bootstrap_interval(values, seed=3), raises(ValueError, lambda: t.bootstrap_interval([]))],
-         [True, True]),
+            t.bootstrap_interval(values, seed=3) == t.bootstrap_interval(values, seed=3),
+            raises(ValueError, lambda: t.bootstrap_interval([]))], [True, True]),
     ]
 
 
@@ -230,20 +245,22 @@ def judged(likes, count, seed, copies=2, one_order=False):
             scores = [quality[i] + likes[0] * (order[0] == i) + likes[1] * (order[-1] == i) for i in range(n)]
             samples.append({"permutation": order, "scores": None if rng.random() < 0.05 else scores, "reason": "ok", "tokens": 1})
             order = order if one_order else rng.sample(range(n), n)
-        rows.append({"id": str(number), "domain": "all", "n": n, "rewards": [int(i == quality.index(max(quality))) for i in range(n)],
-                     "response_lengths": [1] * n, "samples": samples})
+        rewards = [int(i == quality.index(max(quality))) for i in range(n)]
+        rows.append({"id": str(number), "domain": "all", "n": n, "rewards": rewards, "response_lengths": [1] * n,
+                     "samples": samples})
     return rows
 
 
 def task_10(t):
     fair, first, last = judged((0, 0), 500, 1), judged((2, 0), 500, 2), judged((0, 2), 500, 3)
+    copied = judged((0, 0), 60, 6, 32, one_order=True)
     return [
         (1, "share and expected share, as in eval.py", lambda: [tuple(t.first_position(rows)) for rows in (fair, first)],
          [tuple(report(rows)[key] for key in ("first_position", "first_expected")) for rows in (fair, first)]),
         (1, "a judge that likes the first place", lambda: bool(t.is_biased(first)), True),
         (1, "a judge that likes the last place", lambda: bool(t.is_biased(last)), True),
         (1, "a fair judge", lambda: bool(t.is_biased(fair)), False),
-        (1, "a fair judge, 60 items with 32 copies of the same judgment", lambda: bool(t.is_biased(judged((0, 0), 60, 6, 32, True))), False),
+        (1, "a fair judge, 60 items with 32 copies of the same judgment", lambda: bool(t.is_biased(copied)), False),
     ]
 
 
@@ -258,12 +275,12 @@ def raises(error, call):
 
 
 def agree(got, expected):
-    """Equal, lists item by item, floats to 1e-4; None is equal to None alone."""
+    """Equal, lists item by item, floats to 1e-4."""
     if isinstance(expected, (list, tuple)):
         return isinstance(got, (list, tuple)) and len(got) == len(expected) and all(map(agree, got, expected))
     if isinstance(expected, float):
-        return isinstance(got, (int, float)) and abs(got - expected) < 1e-4
-    return type(got) in (type(expected), int, float, bool) and got == expected
+        return got is not None and bool(abs(got - expected) < 1e-4)
+    return got is None if expected is None else bool(got == expected)
 
 
 def load(path):
@@ -276,16 +293,17 @@ def load(path):
 def grade(path):
     """(points, possible points, [(what was missed, why)]) of one file."""
     task = globals()[f"task_{path.stem[:2]}"]
+    points, possible, missed = 0, sum(worth for worth, *_ in task(None)), []
     try:
-        module, broken = load(path), None
+        module = load(path)
+    except FileNotFoundError:
+        return 0, possible, [(path.name, "no such file")]
     except Exception as error:  # whatever a student's file may raise
-        module, broken = None, f"the file does not load: {error!r}"
-    points, possible, missed = 0, 0, []
+        return 0, possible, [(path.name, f"does not load: {error!r}")]
     for worth, what, answer, expected in task(module):
-        possible += worth
         try:
-            got = answer() if module else None
-            why = broken or (None if agree(got, expected) else f"got {got!r}, expected {expected!r}")
+            got = answer()
+            why = None if agree(got, expected) else f"got {got!r}, expected {expected!r}"
         except NotImplementedError:
             why = "not done yet"
         except Exception as error:
@@ -315,8 +333,9 @@ def main():
     for name in names:
         points, possible, missed = grade(folder / name)
         total, out_of = total + points, out_of + possible
-        print(f"{name[:-3]:<18} {points:2d} / {possible}")
-        for what, why in missed:
+        untouched = {why for _, why in missed} == {"not done yet"} and not points
+        print(f"{name[:-3]:<18} {points:2d} / {possible}" + ("   not done yet" if untouched else ""))
+        for what, why in missed if not untouched else []:
             print(f"      {what}: {why if len(why) <= 200 else why[:197] + '...'}")
     print(f"{'total':<18} {total:2d} / {out_of}")
     sys.exit(total < out_of)
