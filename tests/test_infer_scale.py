@@ -3,7 +3,7 @@ import random
 
 import pytest
 
-from grm import is_correct, unpermute
+from grm import is_correct, parse_judgment, unpermute
 from infer_scale import credit, default_k_meta, item_credit, meta_vote, powers_of_two, vote
 
 FIG3 = [[1, 5], [5, 6], [4, 8], [7, 6]]
@@ -27,6 +27,11 @@ def test_table17_reversed_orders_labels_and_votes():
     assert [is_correct(s, [0, 1]) for s in scores] == [False, True, True]
     # the tie has the lowest meta logit, so guided voting with k_meta = 2 leaves it out
     assert meta_vote(scores, [-15.7781, 1.3126, 1.6739], k_meta=2) == [12, 19]
+
+
+def test_eq_13_majority_is_the_sum_of_one_hot_scores():
+    named = [parse_judgment(rf"Scores: \boxed{{{i}}}", 3, "best")[0] for i in (2, 3, 2, 1, 2)]
+    assert vote(named) == [1, 3, 1]
 
 
 def test_more_vectors_and_invalid_rows_never_vote():

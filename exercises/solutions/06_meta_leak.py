@@ -1,0 +1,20 @@
+"""Task 6: hinted trajectories leak the label, the shown order mislabels, a split by row puts an item on both sides."""
+import random
+
+
+def training_rows(trajectories):
+    rows = []
+    for t in trajectories:
+        if t["shown"] is None or t["hinted"]:  # a hinted judgment knew the answer; the judges to be guided will not
+            continue
+        best = t["permutation"].index(t["rewards"].index(max(t["rewards"])))  # the place where the best one was shown
+        correct = all(t["shown"][best] > s for i, s in enumerate(t["shown"]) if i != best)
+        rows.append((t["id"], t["text"], float(correct)))
+    return rows
+
+
+def split(rows, held_out=0.1, seed=0):
+    train, held = [], []
+    for row in rows:  # the item's id alone decides
+        (held if random.Random(f"{seed}/{row[0]}").random() < held_out else train).append(row)
+    return train, held

@@ -1,0 +1,152 @@
+"""README as companion: every Choice and Deviation of the code has its row, every named place and test exists, every number of
+the results is a cell of a CSV."""
+import ast
+import csv
+import importlib.util
+import re
+import shutil
+from collections import Counter
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+SOURCES = sorted(path.name for path in ROOT.glob("*.py"))
+
+
+def section(title):
+    return re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", README, re.M | re.S)[1]
+
+
+# ----- "Paper vs. here": `file.py:function` in the last column says where a choice stands; a deviation says so -----
+
+def functions(name):
+    """{"function" or "Class.method": (first line, last line)} of a source file."""
+    tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))
+    nodes = {n.name: n for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
+    nodes |= {f"{c}.{n.name}": n for c, k in list(nodes.items()) if isinstance(k, ast.ClassDef) for n in k.body
+              if isinstance(n, ast.FunctionDef)}
+    return {key: (node.lineno, node.end_lineno) for key, node in nodes.items()}
+
+
+def marked():
+    """Counter of (kind, "file.py:function"), one for each `Choice:` or `Deviation:` in the code."""
+    found = Counter()
+    for name in SOURCES:
+        for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1):
+            for kind in re.findall(r"(?<!`# )\b(Choice|Deviation):", line):  # `# Choice:` in a text talks about the mark
+                inside = [key for key, (first, last) in functions(name).items() if first <= number <= last and "." not in key]
+                assert inside, f"{name}, line {number}: a {kind} outside of any function cannot be named in the README"
+                found[kind, f"{name}:{inside[0]}"] += 1
+    return found
+
+
+def listed():
+    """The same of the README's table: the places in the last column of its rows."""
+    found = Counter()
+    for row in re.findall(r"^\|.*\|$", section("Paper vs. here"), re.M)[2:]:
+        last = row.split("|")[-2]
+        for place in re.findall(r"`(\w+\.py:[\w.]+)`", last):
+            found["Deviation" if "deviation" in last else "Choice", place] += 1
+    return found
+
+
+def test_there_are_choices_and_deviations_to_check():
+    assert sum(n for (kind, _), n in marked().items() if kind == "Choice") >= 25
+    assert sum(n for (kind, _), n in marked().items() if kind == "Deviation") >= 4
+
+
+def test_every_choice_and_deviation_has_a_row_and_every_row_its_mark():
+    missing, stale = marked() - listed(), listed() - marked()
+    assert not missing, f"no row in README, Paper vs. here: {sorted(missing.elements())}"
+    assert not stale, f"README, Paper vs. here, names what is not marked in the code: {sorted(stale.elements())}"
+
+
+# ----- "Reading order": places and tests -----
+
+def test_every_place_named_in_the_readme_exists():
+    places = re.findall(r"`(\w+\.py):([\w.]+)`", README)
+    assert len(places) >= 40
+    for name, function in places:
+        assert function in functions(name), f"README names {name}:{function}"
+
+
+def test_every_test_named_in_the_readme_exists():
+    tests = re.findall(r"`(tests/test_\w+\.py)::(\w+)`", README)
+    assert len(tests) >= 20
+    for path, name in tests:
+        assert re.search(rf"^def {name}\(", (ROOT / path).read_text(encoding="utf-8"), re.M), f"README names {path}::{name}"
+
+
+def test_reading_order_has_every_equation_of_the_paper():
+    named = set()
+    for first, _, last in re.findall(r"\bEqs?\. (\d+)(-(\d+))?", section("Reading order")):
+        named |= set(range(int(first), int(last or first) + 1))
+    assert named == set(range(1, 16))
+
+
+# ----- exercises -----
+
+def test_exercises_and_their_points_are_those_of_the_folder():
+    rows = re.findall(r"^\| `exercises/(\w+\.py)` \|.*\| (\d+) \|$", section("Exercises"), re.M)
+    assert [name for name, _ in rows] == sorted(path.name for path in (ROOT / "exercises").glob("[0-9][0-9]_*.py"))
+    for name, points in rows:
+        assert f"{points} points" in (ROOT / "exercises" / name).read_text(encoding="utf-8").split('"""')[1], name
+    assert f"{sum(int(points) for _, points in rows)} points" in section("Exercises")
+
+
+# ----- results: no number is typed by hand -----
+
+TABLES = re.findall(r"<!-- (?:table )?(\w+) -->.*?<!-- end -->", README, re.S)
+
+
+def cells(name):
+    with open(ROOT / "results" / f"{name}.csv", encoding="utf-8", newline="") as file:
+        return [value for row in csv.DictReader(file) for value in row.values()]
+
+
+def test_filling_the_tables_changes_nothing(tmp_path, monkeypatch):
+    assert len(TABLES) >= 4 and all((ROOT / "results" / f"{name}.csv").exists() for name in TABLES), TABLES
+    monkeypatch.chdir(ROOT)  # reproduce.py changes the folder when it is imported
+    spec = importlib.util.spec_from_file_location("reproduce", ROOT / "results" / "reproduce.py")
+    reproduce = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reproduce)
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    blank = re.sub(r"(<!-- (?:table )?\w+ -->).*?(<!-- end -->)", r"\1\2", README, flags=re.S)
+    (tmp_path / "README.md").write_text(blank, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    reproduce.fill_readme()
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README, "run python results/reproduce.py --tables"
+
+
+def come_from(figure, file, column, row=None):
+    """Whether the figure (12.3 or 45 %) is a cell of that column, as it stands or times 100; row: text of its first column."""
+    with open(ROOT / "results" / file, encoding="utf-8", newline="") as opened:
+        rows = [r for r in csv.DictReader(opened) if row in (None, next(iter(r.values())))]
+    values = [abs(float(word)) for r in rows for word in (r[column] or "").split()]
+    return any(figure == form for v in values for form in (f"{v:.1f}", f"{100 * v:.1f}", f"{v:.0f} %", f"{100 * v:.0f} %"))
+
+
+def test_figures_in_the_prose_of_the_results_say_where_they_come_from():
+    """Figures like 12.3 and 45 % in the text around the tables stand in a comment in the same section, which no reader sees:
+    <!-- 40.6: domains.csv, chance --> (file, column, and if wanted the text of the row's first column), or
+    <!-- 77.5 85.0: not in a CSV, why -->. No comment outlives its figure."""
+    checked = 0
+    for title in ("The toy world", "Results on the toy world"):
+        prose = re.sub(r"<!-- (?:table )?\w+ -->.*?<!-- end -->", "", section(title), flags=re.S)
+        notes = re.findall(r"<!-- ([\d. %]+): (.*?) -->", prose, re.S)
+        prose = re.sub(r"<!--.*?-->|`[^`]*`", "", prose, flags=re.S).replace("95 % ", "")  # the level of the intervals
+        figures = set(re.findall(r"(?<![\w.,])[+-]?(\d{1,3}\.\d(?![\w.])|\d{1,3} %)", prose))
+        noted = {}
+        for names, source in notes:
+            noted |= dict.fromkeys(re.findall(r"\d+\.\d|\d+ %", names), source)
+        assert figures == set(noted), f"{title}: without a note {figures - set(noted)}, notes without a figure {set(noted) - figures}"
+        for figure, source in noted.items():
+            assert source.startswith("not in a CSV, ") or come_from(figure, *source.split(", ", 2)), f"{figure} is not in {source}"
+        checked += len(figures)
+    assert checked >= 1
+
+
+@pytest.mark.parametrize("word", ["2,022"])
+def test_counts_in_the_prose_are_those_of_the_tables(word):
+    assert word in section("Results on the toy world") and word.replace(",", "") in cells("training")
