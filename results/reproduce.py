@@ -18,6 +18,7 @@ HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
 os.chdir(HERE)
 import eval as evaluation  # noqa: E402
+from grm import is_correct  # noqa: E402
 from infer_scale import item_credit, powers_of_two  # noqa: E402
 from runs import command_line, git_commit, read_json, read_rows, write_text  # noqa: E402
 from toy import DOMAINS  # noqa: E402
@@ -252,6 +253,36 @@ def tables(seeds):
     write_table("heldout_safety", rows)
 
 
+def margin(scores):
+    """How clearly a judgment prefers its first choice: highest minus second highest score."""
+    first, second = sorted(scores, reverse=True)[:2]
+    return first - second
+
+
+def guidance(seeds):
+    """Why guidance gains little here: what the judgments are, and the judge's own margin beside the meta RM as a guide."""
+    rows = []
+    for seed in seeds:
+        samples = finished(seed, "grm/voting") and evaluation.graded(read_rows(finished(seed, "grm/voting") / "samples.jsonl"))
+        if not samples or "meta_logits" not in samples[0]:
+            continue
+        parsed = [(s["scores"], z, r["rewards"]) for r in samples for s, z in zip(r["samples"], r["meta_logits"], strict=True)
+                  if s["scores"]]
+        labels = [is_correct(scores, rewards) for scores, _, rewards in parsed]
+        tied = [not y and scores[rewards.index(max(rewards))] == max(scores)
+                for (scores, _, rewards), y in zip(parsed, labels, strict=True)]
+        by_margin = [{**r, "meta_logits": [s["scores"] and margin(s["scores"]) for s in r["samples"]]} for r in samples]
+        rows.append({"seed": seed, "judgments": len(parsed), "correct": evaluation.mean(labels), "tied": evaluation.mean(tied),
+                     "wrong": 1 - evaluation.mean(labels) - evaluation.mean(tied),
+                     "auc_meta_rm": evaluation.roc_auc([z for _, z, _ in parsed], labels),
+                     "auc_margin": evaluation.roc_auc([margin(scores) for scores, _, _ in parsed], labels),
+                     **{f"{name}@{k}": evaluation.mean(item_credit(r, k, method) for r in used) for k in (8, 32)
+                        for name, method, used in (("vote", "vote", samples), ("guided", "guided", samples),
+                                                   ("by_margin", "guided", by_margin), ("random", "random", samples))}})
+    if rows:
+        write_table("guidance", rows)
+
+
 def more_tables(seeds):
     """By domain, the meta RM's held-out report, and the course of RL training; then the figures."""
     rows = []
@@ -385,6 +416,7 @@ def main():
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda seed: run_seed(seed, args.only), args.seeds))
     tables(args.seeds)
+    guidance(args.seeds)
     more_tables(args.seeds)
 
 
