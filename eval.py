@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
-import sampler
+import served
 from data import load_examples
 from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments
 from infer_scale import TIES, block_credits, credit, default_k_meta, item_credit, powers_of_two, sample_row
@@ -363,13 +363,14 @@ def main():
     parser.add_argument("--chunk_size", type=int, default=256, help="items per chunk (the unit of work and of resuming)")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
-    args = parser.parse_args()
+    served.add_endpoint_flags(parser)
+    args = served.check_endpoint(parser.parse_args())
     if args.runs:  # compare what is there
         return compare_folders(args.runs, Path(args.output), args.ties)
 
     # 1. data and model
     accelerator = start_accelerator()
-    load = functools.cache(lambda: sampler.load_model(args.model, accelerator.device))  # once for all benchmarks
+    load = functools.cache(lambda: served.load_judge(args, args.model, accelerator.device))  # once for all benchmarks
     if args.bench:  # imported here, because benches.py measures with the functions above
         from benches import compare_benches, folder_results, parse_benches
         for name, data in parse_benches(args.bench, args.revision).items():
@@ -415,7 +416,7 @@ def judge_set(args, output, accelerator, load):
         def judge(chunk):
             started = time.time()
             judged = sample_judgments(model, tokenizer, chunk, 2, args.temperature, args.seed, rating=args.rating, clamp=True,
-                                      orders="opposite", **judge_options(args))
+                                      orders="opposite", skip_long=args.skip_bad, **judge_options(args))
             log_metrics(output, stage="judging", seconds=time.time() - started, items=len(chunk), judgments=2 * len(chunk))
             return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
         in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")

@@ -24,6 +24,7 @@ import unicodedata
 from pathlib import Path
 
 import sampler
+import served
 from records import PreferenceExample, example_from_dict, read_jsonl  # noqa: F401 (read_jsonl: for users of grm)
 from runs import HERE, UserError, append_jsonl, command_line, open_run, read_rows, share_threads
 
@@ -229,13 +230,17 @@ class Judgment:
     completion_ids: list   # as sampled; with the end token if it was reached
     text: str
     scores: list | None
-    reason: str            # "ok", "no_box", "wrong_count", "not_a_number", "out_of_range", "truncated"
+    reason: str            # "ok", "no_box", "wrong_count", "not_a_number", "out_of_range", "truncated", "too_long" (the prompt)
     logp: list             # nats, of each sampled token under the tempered distribution it was drawn from
+    usage: tuple = ()      # of a served model, which gives no ids: its tokens of prompt and completion
+
+    def token_counts(self):
+        return self.usage or (len(self.prompt_ids), len(self.completion_ids))
 
 
 def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, template="full", rating="1-10",
                      principles=True, use_reference=False, hint=False, max_new_tokens=512, clamp=False, first_sample=0,
-                     orders="random", progress=False):
+                     orders="random", progress=False, skip_long=False):
     """k judgments of every example, each with its own random order of the responses (§4: against position bias).
 
     Source: paper §3.1 Eqs. 7, 9 and §4. Temperature 0 is greedy decoding; the paper votes at 0.5. Defaults are for a real
@@ -246,10 +251,11 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
             first_sample: index of the first sample.
             orders: "random": drawn for each sample; "opposite": samples 2i and 2i + 1 see reversed orders; "shared": one
             drawn order for all k (the samples of a GRPO group answer one and the same prompt); "original": none drawn.
+            skip_long: a prompt that does not fit the model gives an invalid judgment ("too_long") instead of a UserError.
             clamp: scores outside 1-10 are clamped, as the released model's card does; training counts them as invalid.
     Returns: one list of k Judgments per example.
     """
-    jobs = []  # (example, sample index, permutation, rating)
+    jobs = []  # (example, sample index, permutation)
     for example in examples:
         for j in range(first_sample, first_sample + k):
             order = list(range(len(example.responses)))
@@ -258,20 +264,26 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
                 random.Random(f"{seed}/{example.id}/{drawn_for}").shuffle(order)
             if orders == "opposite" and j % 2:
                 order.reverse()
-            scale = ("0-1" if len(example.responses) == 1 else "1-10") if rating == "train" else rating
-            jobs.append((example, j, order, scale))
-    prompts = [encode_chat(tokenizer, build_prompt(example.permuted(order), template, scale, principles, use_reference, hint))
-               for example, _, order, scale in jobs]
+            jobs.append((example, j, order))
+    chats = [build_prompt(example.permuted(order), template, rating_of(example, rating), principles, use_reference, hint)
+             for example, _, order in jobs]
+    # A served model (served.py) has no tokenizer here: it takes the messages and answers with text.
+    prompts = chats if tokenizer is None else [encode_chat(tokenizer, chat) for chat in chats]
     rows = sampler.generate(model, tokenizer, prompts, temperature=temperature, max_new_tokens=max_new_tokens,
-                            seeds=[f"{seed}/{ex.id}/{j}" for ex, j, _, _ in jobs], progress=progress)
+                            seeds=[f"{seed}/{ex.id}/{j}" for ex, j, _ in jobs], progress=progress, skip_long=skip_long)
     results = []
-    for (_, j, order, scale), prompt_ids, row in zip(jobs, prompts, rows, strict=True):
+    for (example, j, order), prompt, row in zip(jobs, prompts, rows, strict=True):
         # Pitfall: only the completion is decoded and parsed; whatever a response quotes stays in the prompt.
-        text = tokenizer.decode(row.ids, skip_special_tokens=True)
-        shown, reason = parse_judgment(text, len(order), scale, clamp) if row.finished else (None, "truncated")
+        text = tokenizer.decode(row.ids, skip_special_tokens=True) if row.text is None else row.text
+        shown, reason = parse_judgment(text, len(order), rating_of(example, rating), clamp) if row.finished else (None, row.why)
         scores = None if shown is None else unpermute(shown, order)
-        results.append(Judgment(j, order, prompt_ids, row.ids, text, scores, reason, row.logp))
+        results.append(Judgment(j, order, prompt if tokenizer else [], row.ids, text, scores, reason, row.logp, row.usage))
     return [results[i:i + k] for i in range(0, len(results), k)]
+
+
+def rating_of(example, rating):
+    """§3.2: "train" is 0-1 for single responses, which are right or wrong, and 1-10 otherwise."""
+    return ("0-1" if len(example.responses) == 1 else "1-10") if rating == "train" else rating
 
 
 def unpermute(shown, permutation):
@@ -433,7 +445,8 @@ def add_judge_flags(parser):
     parser.add_argument("--max_new_tokens", type=int, default=160, help="tokens per judgment (paper's outputs: 218-376)")
     parser.add_argument("--no_principles", action="store_true", help="without principle generation (Table 4)")
     parser.add_argument("--use_reference", action="store_true", help="show the reference answer (App. E.1.3)")
-    parser.add_argument("--skip_bad", action="store_true", help="count and skip unreadable lines of a .jsonl file")
+    parser.add_argument("--skip_bad", action="store_true", help="count and skip unreadable lines of a .jsonl file, and prompts "
+                        "that do not fit the model (they count as unparsed)")
 
 
 def judge_options(args):
@@ -460,7 +473,8 @@ def main():
     parser.add_argument("--limit", type=int, help="judge only the first items of --data")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
-    args = parser.parse_args()
+    served.add_endpoint_flags(parser)
+    args = served.check_endpoint(parser.parse_args())
     if args.prompt is not None or args.response:
         if args.prompt is None or not args.response or args.data:
             raise UserError("give --prompt with one or more --response, or --data, not both")
@@ -473,7 +487,7 @@ def main():
     if args.k < 1:
         raise UserError("--k must be at least 1")
     share_threads()
-    model, tokenizer = sampler.load_model(args.model)
+    model, tokenizer = served.load_judge(args, args.model)
     temperature = (0.0 if args.k == 1 else 0.5) if args.temperature is None else args.temperature
     done = set()
     if args.output:
@@ -482,7 +496,7 @@ def main():
         if example.id in done:
             continue
         [judgments] = sample_judgments(model, tokenizer, [example], args.k, temperature, args.seed, clamp=True,
-                                       **judge_options(args))
+                                       skip_long=args.skip_bad, **judge_options(args))
         print(f"=== {example.id}: {example.prompt[-1]['content']}")
         for i, text in enumerate(example.responses, 1):
             print(f"Response {i}: {text}")

@@ -17,7 +17,7 @@ import random
 import time
 from pathlib import Path
 
-import sampler
+import served
 from data import load_examples
 from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments, sum_scores
 from records import as_pairs
@@ -127,7 +127,7 @@ def sample_row(example, judgments):
             "cluster": example.extra.get("cluster"), **{k: example.extra[k] for k in ("subset", "of") if example.extra.get(k)},
             "response_lengths": [len(r) for r in example.responses],
             "samples": [{"permutation": j.permutation, "scores": j.scores, "reason": j.reason, "text": j.text,
-                         "prompt_tokens": len(j.prompt_ids), "tokens": len(j.completion_ids)} for j in judgments],
+                         "prompt_tokens": j.token_counts()[0], "tokens": j.token_counts()[1]} for j in judgments],
             "votes": vote([j.scores for j in judgments])}
 
 
@@ -151,7 +151,8 @@ def main():
     parser.add_argument("--chunk_size", type=int, default=64, help="items per chunk (the unit of work and of resuming)")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
-    args = parser.parse_args()
+    served.add_endpoint_flags(parser)
+    args = served.check_endpoint(parser.parse_args())
     if args.k < 1 or args.k_meta is not None and not 1 <= args.k_meta <= args.k:
         raise UserError("--k must be at least 1, and --k_meta between 1 and --k")
     if args.model is None:
@@ -172,12 +173,12 @@ def main():
 
     # 2. k judgments of every item (skipped where they exist)
     if not (output / "samples.jsonl").exists():
-        model, tokenizer = sampler.load_model(args.model, accelerator.device)
+        model, tokenizer = served.load_judge(args, args.model, accelerator.device)
 
         def judge(chunk):
             started = time.time()
             judged = sample_judgments(model, tokenizer, chunk, args.k, args.temperature, args.seed, rating=args.rating,
-                                      clamp=True, **judge_options(args))
+                                      clamp=True, skip_long=args.skip_bad, **judge_options(args))
             log_metrics(output, stage="judging", seconds=time.time() - started, items=len(chunk), judgments=len(chunk) * args.k)
             return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
         in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")

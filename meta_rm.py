@@ -240,7 +240,7 @@ def main():
 
             def judge(chunk):
                 found = sample_judgments(grm, grm_tokenizer, chunk, args.n_rft, args.temperature, f"{args.seed}/meta",
-                                         rating="train", **judge_options(args))
+                                         rating="train", skip_long=args.skip_bad, **judge_options(args))
                 return [{"id": e.id, "judgments": [[j.permutation, j.text, j.scores] for j in js]}
                         for e, js in zip(chunk, found, strict=True)]
             in_chunks(output / "grm_judgments.jsonl", examples, judge, accelerator, 128, "sampling from the GRM")

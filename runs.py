@@ -155,7 +155,8 @@ def batch_indices(step, batch_size, count, seed):
 # ----- the run folder -----
 
 # Flags that may differ when a run is continued: they do not change its results.
-FREE_FLAGS = {"output", "log_with", "save_every", "overwrite", "meta_rm", "k_meta", "ties"}
+FREE_FLAGS = {"output", "log_with", "save_every", "overwrite", "meta_rm", "k_meta", "ties", "endpoint", "concurrency",
+              "skip_bad"}  # without it a bad item stops the run, so what is there is the same
 
 
 @functools.cache
@@ -193,7 +194,8 @@ def open_run(folder, args, world_size=1, is_main=True):
         import accelerate
         import transformers
         write_json(config, {
-            "args": settings, "script": Path(sys.argv[0]).name, "commit": git_commit(), "world_size": world_size,
+            "args": settings, "endpoint": getattr(args, "endpoint", None), "script": Path(sys.argv[0]).name,
+            "commit": git_commit(), "world_size": world_size,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__,
                          "transformers": transformers.__version__, "accelerate": accelerate.__version__}})

@@ -32,13 +32,8 @@ PLAIN_TEMPLATE = ("{% for m in messages %}{{ '### ' + m['role'].capitalize() + '
 
 # ----- loading -----
 
-def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, trust_remote_code=False, **options):
-    """(model, tokenizer) of a hub id, a local folder or a .gguf file, in eval mode.
-
-    dtype defaults to bf16 on a GPU and fp32 on a CPU. Raises UserError naming what is missing.
-    """
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if str(device).startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32)
+def find_model(name, trust_remote_code=False):
+    """The words that `from_pretrained` needs for a hub id, a local folder or a .gguf file. Raises UserError."""
     path = Path(name)
     where = {"trust_remote_code": trust_remote_code}
     if path.suffix == ".gguf":
@@ -50,19 +45,20 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, t
             raise UserError(f"model {name}: no config.json in it, so it is no Hugging Face model folder; give one as --model")
     elif path.is_absolute() or str(name).startswith(".") or str(name).count("/") > 1:
         raise UserError(f"model {name} does not exist")
+    return {"pretrained_model_name_or_path": name, **where}
+
+
+def load_tokenizer(name, trust_remote_code=False):
+    """Tokenizer of a model (see `find_model`), with a chat template and a pad token, padding on the left."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **where)
+        tokenizer = AutoTokenizer.from_pretrained(**find_model(name, trust_remote_code))
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise ValueError("its vocabulary is empty")
+    except UserError:
+        raise
     except Exception as error:  # the library raises many types here; the message says which file
         raise UserError(f"model {name}: no tokenizer could be loaded ({first_line(error)}); "
                         "save the tokenizer into the same folder") from None
-    try:
-        model = auto_class.from_pretrained(name, dtype=dtype, **where, **options)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model {name} could not be loaded ({first_line(error)})") from None
-    if "gguf_file" in where and hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights are dequantised now, and save_pretrained refuses otherwise
     if tokenizer.chat_template is None:
         print(f"{name} has no chat template; using a plain built-in one")
         # Pitfall: chats are tokenised without the tokenizer's own BOS, so the template has to write it (Gemma needs it).
@@ -71,6 +67,23 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, t
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, trust_remote_code=False, **options):
+    """(model, tokenizer) of a hub id, a local folder or a .gguf file, in eval mode.
+
+    dtype defaults to bf16 on a GPU and fp32 on a CPU. Raises UserError naming what is missing.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = dtype or (torch.bfloat16 if str(device).startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32)
+    tokenizer, where = load_tokenizer(name, trust_remote_code), find_model(name, trust_remote_code)
+    try:
+        model = auto_class.from_pretrained(dtype=dtype, **where, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"model {name} could not be loaded ({first_line(error)})") from None
+    if "gguf_file" in where and hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights are dequantised now, and save_pretrained refuses otherwise
     return model.to(device).eval(), tokenizer
 
 
@@ -129,6 +142,9 @@ class Row:
     ids: list        # sampled token ids, with the end token if it was reached
     logp: list       # log-probability (nats) of each of them, under the tempered distribution it was drawn from
     finished: bool   # ended by an end token, not by max_new_tokens
+    why: str = "truncated"   # if it is not finished; "too_long": the prompt does not fit, and nothing was sampled
+    text: str | None = None  # of a served model (served.py), which gives no ids
+    usage: tuple = ()        # of a served model: tokens of prompt and completion, as the server counts them
 
 
 def uniforms(seed, count):
@@ -138,28 +154,33 @@ def uniforms(seed, count):
 
 
 @torch.no_grad()
-def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, token_budget=None, progress=False):
+def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, token_budget=None, progress=False, skip_long=False):
     """One completion per prompt (token id lists; equal prompts are computed once). Same order as `prompts`.
 
     temperature 0 takes the most likely token. Row r draws its tokens with the random numbers of seeds[r].
     token_budget: tokens (prompt + completion) held at once; decides the batch size.
+    skip_long: a prompt that does not fit the model gives an empty, unfinished row instead of a UserError.
+    A served model (served.py) comes without a tokenizer, and its prompts are chat messages.
     """
-    longest, room = max(map(len, prompts), default=0), getattr(model.config, "max_position_embeddings", None)
     if max_new_tokens < 1 or temperature < 0:
         raise UserError("--max_new_tokens must be at least 1 and --temperature at least 0")
-    if room and longest + max_new_tokens > room:
-        raise UserError(f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the model's {room}; shorten or "
-                        "drop that item, lower --max_new_tokens, or use --template compact")
+    if tokenizer is None:
+        return say_skipped(model.generate(prompts, temperature, max_new_tokens, seeds, skip_long, progress))
+    long = [r for r, prompt in enumerate(prompts) if not fits(model, prompt, max_new_tokens)]
+    if long and not skip_long:
+        raise UserError(f"a prompt of {len(prompts[long[0]])} tokens ({seeds[long[0]]}: seed/item/sample) and {max_new_tokens} "
+                        f"new ones exceed the model's {model.config.max_position_embeddings}; shorten or drop that item, lower "
+                        "--max_new_tokens, use --template compact, or pass --skip_bad")
     was_training = model.training
     # Pitfalls: dropout would make the ratio of GRPO differ from 1, and gradient checkpointing drops the cache;
     # both are in force in training mode only.
     model.eval()
     token_budget = token_budget or int(os.environ.get("SPCT_TOKEN_BUDGET", 0)) or (
         400_000 if next(model.parameters()).is_cuda else 64_000)
-    order = sorted(range(len(prompts)), key=lambda r: (len(prompts[r]), prompts[r]))
-    rows, done = [None] * len(prompts), 0
+    order = sorted(set(range(len(prompts))) - set(long), key=lambda r: (len(prompts[r]), prompts[r]))
+    rows, done = [Row([], [], False, "too_long", "") for _ in prompts], 0
     try:
-        with tqdm(total=len(prompts), desc="judgments", unit="", disable=not progress) as bar:
+        with tqdm(total=len(order), desc="judgments", unit="", disable=not progress) as bar:
             while done < len(order):
                 batch, width = [], 0
                 while done < len(order):
@@ -174,6 +195,18 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
                 bar.update(len(batch))
     finally:
         model.train(was_training)
+    return say_skipped(rows)
+
+
+def fits(model, prompt, max_new_tokens):
+    room = getattr(model.config, "max_position_embeddings", None)
+    return not room or len(prompt) + max_new_tokens <= room
+
+
+def say_skipped(rows):
+    skipped = sum(row.why == "too_long" for row in rows)
+    if skipped:
+        tqdm.write(f"{skipped} of {len(rows)} prompts do not fit the model: not judged, counted as unparsed (too_long)")
     return rows
 
 

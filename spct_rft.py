@@ -29,8 +29,9 @@ import torch
 from tqdm import tqdm
 
 import sampler
+import served
 from data import load_chats, load_examples
-from grm import TOY_BASE, add_judge_flags, build_prompt, encode_chat, is_correct, judge_options, sample_judgments
+from grm import TOY_BASE, add_judge_flags, build_prompt, encode_chat, is_correct, judge_options, rating_of, sample_judgments
 from runs import (
     UserError,
     batch_indices,
@@ -137,7 +138,8 @@ def main():
     parser.add_argument("--log_with", help="tracker of accelerate, e.g. tensorboard or wandb")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
-    args = parser.parse_args()
+    served.add_endpoint_flags(parser)
+    args = served.check_endpoint(parser.parse_args(), role="sampler")
     if not 0 <= args.general_fraction < 1:
         raise UserError("--general_fraction must be at least 0 and below 1; --general_only trains without judgments")
     small = next((name for name in ("batch_size", "micro_batch_size", "n_rft") if getattr(args, name) < 1), None)
@@ -164,8 +166,9 @@ def main():
 
     # 2. sample trajectories: N_RFT non-hinted, one hinted (§3.2)
     if not (output / "trajectories.jsonl").exists() and not args.general_only:
-        model, tokenizer = sampler.load_model(args.sampler or args.model, accelerator.device)
-        options = {**judge_options(args), "temperature": args.temperature, "seed": args.seed, "rating": args.rating}
+        model, tokenizer = served.load_judge(args, args.sampler or args.model, accelerator.device)
+        options = {**judge_options(args), "temperature": args.temperature, "seed": args.seed, "rating": args.rating,
+                   "skip_long": args.skip_bad}
 
         def explore(chunk):
             none = [[] for _ in chunk]
@@ -181,9 +184,9 @@ def main():
     # 3. reject, and mix with general instruction data
     model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32)
     # Pitfall: sampled ids are trained on as they are, where sampler and model share a tokenizer.
-    # Deviation: where they do not, the sampler's text is tokenised once and the end token appended.
-    same_tokenizer = args.sampler in (None, args.model) or \
-        sampler.AutoTokenizer.from_pretrained(args.sampler).get_vocab() == tokenizer.get_vocab()
+    # Deviation: where they do not, or the sampler is served, its text is tokenised once and the end token appended.
+    same_tokenizer = not args.endpoint and (args.sampler in (None, args.model) or
+                                            sampler.load_tokenizer(args.sampler).get_vocab() == tokenizer.get_vocab())
     samples, rows = [], []
     if not args.general_only:
         rows = read_rows(output / "trajectories.jsonl")
@@ -196,9 +199,9 @@ def main():
             kept = [t for t, fate in zip(row["non_hinted"] + row["hinted"], fates[0] + fates[1], strict=True) if fate == "kept"]
             for t in kept:
                 shown = by_id[row["id"]].permuted(t["permutation"])
-                rating = ("0-1" if len(shown.responses) == 1 else "1-10") if args.rating == "train" else args.rating
                 # Choice: the hint is stripped: the prompt is built anew without it, in the order that the sampler saw.
-                prompt = build_prompt(shown, args.template, rating, not args.no_principles, args.use_reference, hint=False)
+                prompt = build_prompt(shown, args.template, rating_of(shown, args.rating), not args.no_principles,
+                                      args.use_reference, hint=False)
                 prompt_ids, text_ids = encode_chat(tokenizer, prompt, t["text"])
                 samples.append((prompt_ids, t["completion_ids"] if same_tokenizer else text_ids))
         if not samples:

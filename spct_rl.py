@@ -30,7 +30,17 @@ from tqdm import tqdm
 
 import sampler
 from data import load_examples
-from grm import TOY_BASE, add_judge_flags, is_correct, judge_options, rule_reward, sample_judgments
+from grm import (
+    TOY_BASE,
+    add_judge_flags,
+    build_prompt,
+    encode_chat,
+    is_correct,
+    judge_options,
+    rating_of,
+    rule_reward,
+    sample_judgments,
+)
 from runs import (
     UserError,
     append_jsonl,
@@ -177,7 +187,7 @@ def main():
 
         def try_three(chunk):
             judged = sample_judgments(judge, judge_tokenizer, chunk, 3, args.temperature, args.seed, rating=args.rating,
-                                      **judge_options(args))
+                                      skip_long=args.skip_bad, **judge_options(args))
             return [{"id": e.id, "too_easy": too_easy(j, e)} for e, j in zip(chunk, judged, strict=True)]
         fate = {r["id"]: r["too_easy"] for r in in_chunks(output / "easy.jsonl", examples, try_three, accelerator, 256, "filter")}
         examples = [e for e in examples if not fate[e.id]]
@@ -187,6 +197,13 @@ def main():
 
     # 3. policy, and the frozen reference
     model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32)
+    if args.skip_bad:  # a group needs G judgments, so an item that does not fit is no item of RL
+        count = len(examples)
+        examples = [e for e in examples if sampler.fits(model, encode_chat(tokenizer, build_prompt(
+            e, args.template, rating_of(e, args.rating), not args.no_principles, args.use_reference)), args.max_new_tokens)]
+        accelerator.print(f"{count - len(examples)} of {count} items dropped: their prompts do not fit the model")
+        if not examples:
+            raise UserError("no item is left; lower --max_new_tokens, or use --template compact")
     # Pitfall: the reference is the RFT model, never refreshed, in the policy's precision, so that KL is 0 at step 1.
     reference, _ = sampler.load_model(args.model, accelerator.device, torch.float32)
     reference_logp = sampler.TokenLogp(reference.requires_grad_(False), tokenizer.pad_token_id)
