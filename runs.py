@@ -32,8 +32,9 @@ def command_line(main):
         try:
             main()
         except UserError as error:
+            from tqdm import tqdm
             sys.stdout.flush()
-            print(f"error: {error}", file=sys.stderr)
+            tqdm.write(f"error: {error}", file=sys.stderr)  # on a line of its own, not behind an open progress bar
             sys.exit(2)
         except KeyboardInterrupt:
             print("\nstopped; the same command continues where this one ended", file=sys.stderr)

@@ -59,9 +59,10 @@ def check_endpoint(args, role="model"):
 
 
 def load_judge(args, name, device=None):
-    """(model, tokenizer) for `grm.sample_judgments`: the served one (tokenizer None) with --endpoint, else `load_model(name)`."""
-    return (Served(args.endpoint, args.served_model, args.concurrency), None) if args.endpoint else sampler.load_model(
-        name, device)
+    """(model, tokenizer) for `grm.sample_judgments`: a served model and no tokenizer with --endpoint, else a local model."""
+    if args.endpoint:
+        return Served(args.endpoint, args.served_model, args.concurrency), None
+    return sampler.load_model(name, device)
 
 
 def key_of(host):

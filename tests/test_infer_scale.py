@@ -1,10 +1,15 @@
 """Voting, its guided form, the controls, and the paper's own vectors (Fig. 3, Table 17)."""
+import json
 import random
+import sys
 
 import pytest
+from conftest import make_tiny_model
 
+import infer_scale
 from grm import is_correct, parse_judgment, unpermute
 from infer_scale import credit, default_k_meta, item_credit, meta_vote, powers_of_two, vote
+from runs import read_rows
 
 FIG3 = [[1, 5], [5, 6], [4, 8], [7, 6]]
 
@@ -91,3 +96,26 @@ def test_guided_random_and_oracle_use_the_same_samples():
 def test_k_meta_and_ks():
     assert [default_k_meta(k) for k in (1, 2, 3, 8, 32)] == [1, 1, 1, 4, 16]
     assert powers_of_two(32) == [1, 2, 4, 8, 16, 32] and powers_of_two(6) == [1, 2, 4, 6]
+
+
+def test_items_that_do_not_fit_stop_the_run_or_count_as_unparsed(tmp_path, monkeypatch, capsys, toy_tokenizer):
+    make_tiny_model("llama", len(toy_tokenizer), toy_tokenizer.eos_token_id, toy_tokenizer.pad_token_id).save_pretrained(tmp_path / "model")
+    toy_tokenizer.save_pretrained(tmp_path / "model")
+    items = [{"id": f"i{i}", "prompt": "Which ?", "responses": ["good", "bad " * (600 if i == 2 else 2)], "rewards": [1, 0]} for i in range(5)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    words = ["infer_scale.py", "--model", tmp_path / "model", "--data", tmp_path / "items.jsonl", "--k", 3, "--chunk_size", 2,
+             "--max_new_tokens", 5, "--output", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", list(map(str, words)))
+    with pytest.raises(SystemExit) as stop:
+        infer_scale.main()
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert stop.value.code == 2 and "0/i2/0" in line and "512" in line and "--skip_bad" in line
+    sys.argv.append("--skip_bad")  # the same folder: the flag may be added
+    infer_scale.main()
+    assert "3 of 6 prompts do not fit the model" in capsys.readouterr().out
+    rows = {r["id"]: r for r in read_rows(tmp_path / "out" / "samples.jsonl")}
+    assert list(rows) == ["i0", "i1", "i2", "i3", "i4"] and rows["i2"]["votes"] is None
+    for name, row in rows.items():
+        assert {s["reason"] == "too_long" for s in row["samples"]} == {name == "i2"} and len(row["samples"]) == 3
+        assert all((s["tokens"] == 0) == (name == "i2") for s in row["samples"])
+    assert item_credit(rows["i2"], 3) == 0

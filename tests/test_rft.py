@@ -330,6 +330,21 @@ def test_same_tokenizer_in_another_folder_keeps_the_ids(base, tmp_path, monkeypa
     assert all(c[0] == toy_tokenizer.unk_token_id for _, c in seen["rows"])
 
 
+def test_a_gguf_file_as_sampler(base, tmp_path, monkeypatch, toy_tokenizer):
+    """Its tokenizer is read from the file, and compared; the library's readers are replaced by those of a folder."""
+    twin, asked = save_tiny(tmp_path / "twin", toy_tokenizer, seed=5), []
+    for reader in (sampler.AutoTokenizer, sampler.AutoModelForCausalLM):
+        def read(pretrained_model_name_or_path, gguf_file=None, read=reader.from_pretrained, **options):
+            asked.append((str(pretrained_model_name_or_path), gguf_file))
+            return read(twin if gguf_file else pretrained_model_name_or_path, **options)
+        monkeypatch.setattr(reader, "from_pretrained", read)
+    (tmp_path / "judge.gguf").write_bytes(b"GGUF")
+    play(monkeypatch)
+    train(monkeypatch, base, tmp_path / "out", "--sampler", tmp_path / "judge.gguf")
+    assert read_json(tmp_path / "out" / "selection.json")["same_tokenizer"] is True
+    assert asked.count((str(tmp_path), "judge.gguf")) == 3 and {g for _, g in asked} == {None, "judge.gguf"}
+
+
 def test_general_fraction_is_the_share_of_all_samples(base, tmp_path, monkeypatch):
     for fraction in (0, 0.5, 0.85):
         seen = play(monkeypatch)

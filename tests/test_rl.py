@@ -526,6 +526,18 @@ def untimed(rows):
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
 
 
+def test_items_that_do_not_fit_stop_the_run_or_are_dropped(base, tmp_path, monkeypatch, capsys):
+    items = [{"id": f"i{i}", "prompt": "Which ?", "responses": ["good", "bad " * (600 if i == 2 else 2)], "rewards": [1, 0]} for i in range(5)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    flags = ("--data", tmp_path / "items.jsonl")
+    line = refused(monkeypatch, capsys, base, tmp_path / "out", *flags)
+    assert "/i2/" in line and "512" in line and "--skip_bad" in line
+    seen = play(monkeypatch)
+    metrics = train(monkeypatch, base, tmp_path / "out", *flags, "--skip_bad")  # the same folder: the flag may be added
+    assert len(metrics) == 2 and "1 of 5 items dropped" in capsys.readouterr().out
+    assert {example.id for step in seen["rollouts"] for example, _ in step} == {"i0", "i1", "i3", "i4"}
+
+
 def test_c12_c13_c28_one_step_trains_and_starts_at_the_reference(base, tmp_path, monkeypatch):  # TRL #6700, #3194
     seen = play(monkeypatch)
     first, second = train(monkeypatch, base, tmp_path / "out", "--temperature", 0.7)

@@ -219,6 +219,16 @@ def test_prompt_longer_than_the_model_is_a_user_error(tiny_model, toy_tokenizer,
         generate(model, toy_tokenizer, make_prompts(lengths=[0, 1]), max_new_tokens=12)
 
 
+def test_prompts_that_do_not_fit_are_skipped_and_counted_when_asked(tiny_model, toy_tokenizer, capsys):
+    model, prompts = tiny_model(max_position_embeddings=32), make_prompts(lengths=[0, 5, 0, 1])  # 20 + 12 fit
+    rows = generate(model, toy_tokenizer, prompts, max_new_tokens=12, skip_long=True)
+    assert [row.why for row in rows] == ["truncated", "too_long", "truncated", "too_long"]
+    assert all(row.ids == [] and not row.finished for row in (rows[1], rows[3])) and "2 of 4 prompts" in capsys.readouterr().out
+    same([rows[0], rows[2]], generate(model, toy_tokenizer, [prompts[0], prompts[2]], seeds=["0/row 0/0", "0/row 2/0"], max_new_tokens=12))
+    with pytest.raises(UserError, match="25 tokens .0/row 1/0: seed/item/sample.*--skip_bad"):
+        generate(model, toy_tokenizer, prompts, max_new_tokens=12)
+
+
 # ----- sampling is from the tempered distribution -----
 
 def assert_drawn_from(p, tokens):
