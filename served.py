@@ -129,7 +129,8 @@ class Served:
                 if choice.finish_reason in (None, "abort"):
                     raise ValueError("half an answer")
                 self.answered, self.warned = True, False
-                # Anything but an end token ("length", "content_filter") is a judgment cut off.
+                # Anything but an end token ("length", "content_filter") is a judgment cut off. (transformers serve says
+                # "length" also where the end token is the last one allowed.)
                 return Row([], [], choice.finish_reason in ("stop", "eos_token"), text=choice.message.content or "",
                            usage=(usage.prompt_tokens, usage.completion_tokens) if usage else ())
             except Exception as error:  # the client raises the types of its HTTP library; without a response: no (whole) answer

@@ -228,11 +228,7 @@ FAULTS = {"500": (500, "broke"), "503": (503, "loading"), "429": (429, "slow dow
 def test_every_second_request_fails_twice_and_nothing_is_lost(fake, fault):
     calm = judge(fake())
     server = fake(lambda body, n: fault if body["seed"] % 2 and n < 2 else None)
-    Served.answered = True  # an instance that has been answered before is patient with closed connections too
-    try:
-        assert judge(server) == calm
-    finally:
-        del Served.answered
+    assert judge(server) == calm
     failed = sum(b["seed"] % 2 for b in {key: body for key, body, *_ in server.requests}.values())
     assert failed and len(server.requests) == 15 + 2 * failed and len({key for key, *_ in server.requests}) == 15
 
@@ -242,6 +238,18 @@ def test_a_hanging_server_is_asked_again(fake, monkeypatch):
     server = fake(lambda body, n: 5.0 if body["seed"] % 5 == 0 and n == 0 else None)
     judged = judge(server)
     assert all(j.reason == "ok" for js in judged for j in js) and len(server.requests) > 15
+
+
+def test_ctrl_c_does_not_wait_for_open_requests(fake, monkeypatch, tmp_path, capsys):
+    server = fake(lambda body, n: 60.0)
+
+    def interrupt():
+        while not server.requests:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+    threading.Thread(target=interrupt, daemon=True).start()
+    assert evaluate(monkeypatch, server.url, tmp_path) == 130
+    assert "the same command continues" in capsys.readouterr().err and not server.answered
 
 
 def test_pauses_double_with_jitter_up_to_a_minute(fake, monkeypatch):
