@@ -10,12 +10,13 @@ Parallel sampling is what the paper scales, and judgments share most of their in
 import dataclasses
 import hashlib
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging as transformers_logging
 
@@ -115,11 +116,130 @@ class BufferLayer(DynamicLayer):
         self.show()
 
 
-def buffer_cache(cache, rows, room):
-    """A new cache with the given rows of `cache` (a row may repeat) and room for more tokens."""
+def buffer_cache(cache, rows, room, length=None):
+    """A new cache with the given rows of `cache` (a row may repeat), their first `length` tokens, and room for more."""
     new = DynamicCache()
-    new.layers = [BufferLayer(layer.keys[rows], layer.values[rows], room) for layer in cache.layers]
+    new.layers = [BufferLayer(layer.keys[rows, :, :length], layer.values[rows, :, :length], room) for layer in cache.layers]
     return new
+
+
+# ----- attention over parts: keys and values that rows share are held once and read once per token -----
+
+class SharedPrompts:
+    """Keys and values of a batch's prompts: the preamble of all rows once, the rest of each distinct prompt once.
+
+    Samples of one prompt stand side by side, and prompts with equally many samples too: each such block of prompts is one
+    plain batched product, queries of all its samples (and of all heads in a group) against keys that are read once.
+    """
+    def __init__(self, cache, shared, lengths):
+        """cache: of the U prompts as `prefill` leaves it.  shared: tokens of the preamble.  lengths: U, tokens."""
+        layers = [(layer.keys, layer.values) for layer in cache.layers]                   # (U, H, W, D) each
+        self.preamble = [[x[-1:, :, :shared].clone() for x in pair] for pair in layers] if shared else None
+        self.prompts = [[x[:, :, shared:].clone() for x in pair] for pair in layers]      # (U, H, R, D) each
+        rest = self.prompts[0][0].shape[2]
+        self.key_positions = lengths[:, None] - rest + torch.arange(rest, device=lengths.device)          # (U, R)
+        self.visible = self.key_positions >= shared  # before them: padding, or tokens that the preamble holds      (U, R)
+
+    def arrange(self, source):
+        """Order of rows (b,) that puts blocks side by side, given each row's prompt; drops prompts without rows.
+
+        Sets blocks: (first row, end row, first prompt, end prompt), and each row's prompt.
+        """
+        counts = torch.bincount(source, minlength=len(self.visible))
+        owners = counts.argsort(stable=True)
+        owners = owners[counts[owners] > 0]
+        self.prompts = [[x[owners] for x in pair] for pair in self.prompts]
+        self.key_positions, self.visible = self.key_positions[owners], self.visible[owners]
+        new = torch.empty_like(counts).scatter(0, owners, torch.arange(len(owners), device=owners.device))[source]
+        self.blocks, row, owner = [], 0, 0
+        for count, many in zip(*torch.unique_consecutive(counts[owners], return_counts=True), strict=True):
+            self.blocks.append((row, row + int(count * many), owner, owner + int(many)))
+            row, owner = row + int(count * many), owner + int(many)
+        order = new.argsort(stable=True)
+        self.source = new[order]
+        return order
+
+    def step(self, positions):
+        """positions: (b,) of the tokens about to be computed."""
+        self.positions, self.masks = positions, {}
+        return self
+
+    def mask(self, part, window, length):
+        """(b, keys) bool, or None if a row sees all of the part; made once per token, not per layer."""
+        if (part, window) not in self.masks:
+            now = self.positions[:, None]                                                 # (b, 1)
+            seen, places = None, None
+            if part == "prompts":
+                seen, places = self.visible[self.source], self.key_positions[self.source]
+            elif part == "preamble":
+                places = torch.arange(length, device=now.device)[None]
+            else:
+                places = now + 1 - length + torch.arange(length, device=now.device)
+            if window:
+                near = places > now - window
+                seen = near if seen is None else seen & near
+            self.masks[part, window] = None if seen is None or bool(seen.all()) else seen
+        return self.masks[part, window]
+
+
+def attention_over_parts(module, query, key, value, attention_mask, scaling=None, sliding_window=None, softcap=None,
+                         shared=None, **kwargs):
+    """Attention of one new token per row to preamble, prompt and its own completion; stands in for the library's.
+
+    query: (b, heads, 1, D).  key, value: (b, H, t, D) of the completions so far.  shared: SharedPrompts.
+    Each part gives exp(score - its maximum) and the sum; parts are joined at the common maximum: exactly one softmax.
+    """
+    b, heads, _, D = query.shape
+    H, n = key.shape[1], heads // key.shape[1]
+    scaling = D ** -0.5 if scaling is None else scaling
+    query = query.view(b, H, n, D)
+    parts = [("own", key, value, [(0, b, 0, b)])]
+    parts.append(("prompts", *shared.prompts[module.layer_idx], shared.blocks))
+    if shared.preamble:
+        parts.append(("preamble", *shared.preamble[module.layer_idx], [(0, b, 0, 1)]))
+    results = []
+    for name, keys, values, blocks in parts:
+        mask = shared.mask(name, sliding_window, keys.shape[2])
+        pieces = []
+        for row, row_end, owner, owner_end in blocks:
+            S, g = owner_end - owner, (row_end - row) // (owner_end - owner)
+            q = query[row:row_end].view(S, g, H, n, D).transpose(1, 2).reshape(S, H, g * n, D)
+            scores = (q @ keys[owner:owner_end].transpose(2, 3)).float() * scaling                        # (S, H, g*n, W)
+            if softcap:
+                scores = torch.tanh(scores / softcap) * softcap
+            if mask is not None:
+                unseen = ~mask[row:row_end].view(S, 1, g, 1, -1)
+                scores = scores.view(S, H, g, n, -1).masked_fill(unseen, torch.finfo(torch.float32).min).view(scores.shape)
+            top = scores.amax(-1, keepdim=True)                                                           # (S, H, g*n, 1)
+            weights = (scores - top).exp()
+            out = weights.to(values.dtype) @ values[owner:owner_end]                                      # (S, H, g*n, D)
+            pieces.append([x.view(S, H, g, n, -1).transpose(1, 2).reshape(row_end - row, heads, -1)
+                           for x in (out, top, weights.sum(-1, keepdim=True))])
+        results.append([torch.cat(x) if len(pieces) > 1 else x[0] for x in zip(*pieces, strict=True)])
+    top = torch.stack([r[1] for r in results]).amax(0)
+    scale = [(r[1] - top).exp() for r in results]
+    out = sum(r[0] * s for r, s in zip(results, scale, strict=True))
+    out = out / sum(r[2] * s for r, s in zip(results, scale, strict=True))
+    return out.to(query.dtype)[:, None], None                                                             # (b, 1, heads, D)
+
+
+AttentionInterface.register("parts", attention_over_parts)
+# Architectures whose attention is covered by the function above (tested); others get copies of the prompt, see generate_batch.
+SHARES_PROMPTS = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2"}
+
+
+def shares_prompts(model):
+    return model.config.model_type in SHARES_PROMPTS
+
+
+@contextmanager
+def attention_of(model, name):
+    """The model's attention function is the one registered as `name`."""
+    before, model.config._attn_implementation = model.config._attn_implementation, name
+    try:
+        yield
+    finally:
+        model.config._attn_implementation = before
 
 
 # ----- generation -----
@@ -183,7 +303,7 @@ def prefill(model, distinct, pad_id):
     The prefix that all of them share is computed once. Layout: [left padding][shared prefix][rest of the prompt].
     Pitfall: a sliding window counts places in the cache, so padding may stand on the left only. The last tokens of
     the prefix are computed again where a prompt is shorter than the longest, in places that would hold padding anyway.
-    Returns cache, attention mask (U, W), logits (U, V).
+    Returns cache, attention mask (U, W), logits (U, V), length of the shared prefix.
     """
     device = next(model.parameters()).device
     shortest = min(map(len, distinct))
@@ -205,7 +325,7 @@ def prefill(model, distinct, pad_id):
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]                                             # (U, R)
     out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
                 logits_to_keep=1)
-    return cache, mask, out.logits[:, -1].float()
+    return cache, mask, out.logits[:, -1].float(), shared
 
 
 def backbone(model):
@@ -217,45 +337,60 @@ def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds
     device = next(model.parameters()).device
     distinct = sorted({tuple(p) for p in prompts}, key=lambda p: (len(p), p))
     index = {p: i for i, p in enumerate(distinct)}
-    cache, mask, logits = prefill(model, [list(p) for p in distinct], tokenizer.pad_token_id or 0)
+    cache, mask, logits, shared = prefill(model, [list(p) for p in distinct], tokenizer.pad_token_id or 0)
     source = torch.tensor([index[tuple(p)] for p in prompts], device=device)              # (B,) row -> distinct prompt
-    cache, mask, logits = buffer_cache(cache, source, max_new_tokens), mask[source], logits[source]
+    alive = torch.arange(len(prompts), device=device)                                     # (b,) rows still in the batch
+    parts, attention = None, model.config._attn_implementation
+    if shares_prompts(model):
+        parts, attention = SharedPrompts(cache, shared, mask.sum(1)), "parts"
+        alive = parts.arrange(source)
+    cache = buffer_cache(cache, source[alive], max_new_tokens, 0 if parts else None)
+    mask, logits = mask[source], logits[source[alive]]
     ends = torch.tensor(end_token_ids(model, tokenizer), device=device)
     draws = torch.from_numpy(np.stack([uniforms(s, max_new_tokens) for s in seeds])).to(device)           # (B, T)
-    alive = torch.arange(len(prompts), device=device)                                     # rows still in the batch
+    length = mask.sum(1)                                                                  # (B,) next position
     width = mask.shape[1]
     mask = torch.cat([mask, mask.new_ones(len(prompts), max_new_tokens)], dim=1)          # (B, W + T)
-    length = mask[:, :width].sum(1)                                                       # (B,) next position
     ids = torch.full((len(prompts), max_new_tokens), -1, device=device)                   # (B, T)
     logps = torch.zeros(len(prompts), max_new_tokens, device=device)                      # (B, T) nats
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
-        if temperature == 0:
-            token = logits.argmax(-1)                                                     # (b,)
-            logp = logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-        else:
-            logp_all = (logits / temperature).log_softmax(-1)                             # (b, V)
-            cumulative = logp_all.exp().double().cumsum(-1)                               # inverse-CDF sampling
-            target = draws[alive, t, None] * cumulative[:, -1:]
-            token = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-            logp = logp_all.gather(1, token[:, None])[:, 0]
+        token, logp = choose(logits, temperature, draws[alive, t])                        # (b,) each
         ids[alive, t], logps[alive, t] = token, logp
         finished[alive[torch.isin(token, ends)]] = True
         ended = finished[alive]                                                           # (b,)
         if t + 1 == max_new_tokens or bool(ended.all()):
             break
-        keep = torch.arange(len(token), device=device)
         if ended.float().mean() > 0.2:  # a copy of the cache costs a few steps, so finished rows leave in groups
             keep = (~ended).nonzero()[:, 0]
+            if parts:
+                keep = keep[parts.arrange(parts.source[keep])]
             for layer in cache.layers:
                 layer.select(keep)
             alive, token = alive[keep], token[keep]
-        out = model(input_ids=token[:, None], attention_mask=mask[alive, :width + t + 1],
-                    position_ids=(length[alive] + t)[:, None], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        positions = length[alive] + t                                                     # (b,)
+        seen = {"shared": parts.step(positions)} if parts else {"attention_mask": mask[alive, :width + t + 1]}
+        with attention_of(model, attention):
+            out = model(input_ids=token[:, None], position_ids=positions[:, None], past_key_values=cache, use_cache=True,
+                        logits_to_keep=1, **seen)
         logits = out.logits[:, -1].float()                                                # (b, V)
     is_end = torch.isin(ids, ends).int()                                                  # (B, T)
     counts = torch.where(finished, is_end.argmax(1) + 1, max_new_tokens).tolist()         # up to the first end token
     return [Row(i[:c], p[:c], f) for i, p, f, c in zip(ids.tolist(), logps.tolist(), finished.tolist(), counts, strict=True)]
+
+
+def choose(logits, temperature, draws):
+    """Tokens (b,) and their log-probabilities (b,) nats, of logits (b, V) and random numbers (b,) in [0, 1)."""
+    if temperature == 0:
+        token = logits.argmax(-1)
+        return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
+    chosen = []
+    for part, u in zip(logits.split(64), draws.split(64), strict=True):  # bounds the copies of a large vocabulary
+        logp = (part / temperature).log_softmax(-1)                                       # (64, V)
+        cumulative = logp.exp().double().cumsum(-1)                                       # inverse-CDF sampling
+        token = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+        chosen.append((token[:, 0], logp.gather(1, token)[:, 0]))
+    return [torch.cat(x) for x in zip(*chosen, strict=True)]
 
 
 # ----- log-probabilities of completions, with gradient -----
