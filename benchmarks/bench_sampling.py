@@ -6,8 +6,8 @@ r"""Sampling: sampler.generate against the library's generate(num_return_sequenc
 Every contestant draws k completions of exactly --new_tokens tokens (no end token) at temperature 1, from prompts that
 share their first tokens, as judgments do: with the full template and SmolLM2's tokenizer a toy item is 616 shared tokens
 and some 130 of its own; the default keeps that proportion in 620 tokens. Lengths decide the time, so tokens are random.
-The library's two share nothing between prompts: their time is proportional to the prompts. Where --peer_rows rows are
-exceeded they get fewer prompts and their time is multiplied (printed), also because 128 rows need much memory there.
+The library's two compute every row by itself, so they are timed on one batch of --peer_rows rows, whose seconds are scaled
+to the rows of each k (128 rows at once need much memory there). Peak memory is that of the measured batch.
 """
 import argparse
 import json
@@ -44,10 +44,14 @@ def run(args, what):
                               max_new_tokens=new_tokens, num_return_sequences=what["k"], pad_token_id=pad)[:, len(prompts[0]):]
 
     def continuous(prompts, new_tokens):
-        from transformers import GenerationConfig
+        from transformers import ContinuousBatchingConfig, GenerationConfig
         config = GenerationConfig(max_new_tokens=new_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                                   eos_token_id=-1, pad_token_id=pad)
-        done = model.generate_batch([p for p in prompts for _ in range(what["k"])], generation_config=config)
+        # its own default fills 80 % of the memory with cache
+        sizes = ContinuousBatchingConfig(page_size=64, max_batch_tokens=max(1024, len(prompts[0])), num_blocks=len(prompts) * what["k"] * (
+            (len(prompts[0]) + new_tokens) // 64 + 2))
+        done = model.generate_batch([p for p in prompts for _ in range(what["k"])], generation_config=config,
+                                    continuous_batching_config=sizes)
         return [r.generated_tokens for r in done.values()]
 
     contestant = {"ours": ours, "generate": generate, "continuous batching": continuous}[what["name"]]
@@ -71,17 +75,14 @@ def main():
     args = parser.parse_args()
     if args.contestant:
         return run(args, json.loads(args.contestant))
-    contestants = {}
-    for k in args.k:
-        contestants[f"ours k={k}"] = {"name": "ours", "k": k, "prompts": args.prompts}
-        fit = max(1, min(args.prompts, args.peer_rows // k))
-        for peer in args.peers:
-            contestants[f"{peer} k={k}"] = {"name": peer, "k": k, "prompts": fit, "times": args.prompts / fit,
-                                            "repeats": args.peer_repeats or args.repeats}
-            if fit < args.prompts:
-                print(f"{peer} k={k}: timed on {fit} of {args.prompts} prompts, times {args.prompts / fit:g}")
+    contestants = {f"ours k={k}": {"name": "ours", "k": k, "prompts": args.prompts} for k in args.k}
+    per_prompt = max(1, args.peer_rows // args.prompts)
+    for peer in args.peers:
+        contestants[peer] = {"name": peer, "k": per_prompt, "prompts": args.prompts, "repeats": args.peer_repeats or args.repeats}
     rows = measure(args, contestants)
-    ratios = {f"{peer}/ours k={k}": rows[f"{peer} k={k}"][args.clock] / rows[f"ours k={k}"][args.clock]
+    for peer in args.peers:
+        print(f"{peer}: timed on {args.prompts} prompts x {per_prompt} samples; seconds are proportional to the samples")
+    ratios = {f"{peer}/ours k={k}": rows[peer][args.clock] * k / per_prompt / rows[f"ours k={k}"][args.clock]
               for k in args.k for peer in args.peers}
     report(args, "sampling", rows, ratios, {"generate/ours k=8": 6, "generate/ours k=32": 12})
 

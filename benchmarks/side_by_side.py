@@ -60,7 +60,7 @@ def finished(wall, cpu):
 def measure(args, contestants):
     """{name: {"wall", "cpu", "peak_gb", ...}} of contestants {name: description}; medians over --repeats rounds.
 
-    A description may hold "repeats" (fewer rounds for a slow contestant) and "times" (its seconds are multiplied by it).
+    A description may hold "repeats": fewer rounds for a slow contestant.
     """
     found = {name: [] for name in contestants}
     for round_ in range(args.repeats):
@@ -70,7 +70,6 @@ def measure(args, contestants):
                 if done.returncode:
                     sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
                 row = json.loads(done.stdout.strip().splitlines()[-1])
-                row.update({c: row[c] * what.get("times", 1) for c in ("wall", "cpu")})
                 found[name].append(row)
                 print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
     return {name: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for name, rows in found.items()}
