@@ -34,6 +34,7 @@ def make_items(args, tokenizer):
 def ours(args, items, folder, record):
     import sampler
     import spct_rl
+    from runs import read_rows
     sampler.end_token_ids = lambda model, tokenizer: []  # nobody stops early: equal work
     real = spct_rl.log_metrics
     spct_rl.log_metrics = lambda *a, **metrics: (record(), real(*a, **metrics))
@@ -42,6 +43,8 @@ def ours(args, items, folder, record):
                 "--prompts_per_step", str(args.prompts), "--G", str(args.G), "--steps", str(args.steps), "--beta", "0.08",
                 "--max_new_tokens", str(args.new_tokens), "--template", "compact", "--lr", "1e-6", "--save_every", "1000"]
     spct_rl.main()
+    lengths = [row["len/mean"] for row in read_rows(folder / "run" / "metrics.jsonl")]
+    assert set(lengths) == {args.new_tokens}, f"unequal work: {lengths}"
 
 
 def trl(args, prompts, folder, record, model, tokenizer):
@@ -60,8 +63,12 @@ def trl(args, prompts, folder, record, model, tokenizer):
         num_generations=args.G, max_completion_length=args.new_tokens, temperature=1.0, beta=0.08, loss_type="grpo",
         learning_rate=1e-6, gradient_checkpointing=False, bf16=False, save_strategy="no", report_to="none", seed=0,
         generation_kwargs={"min_new_tokens": args.new_tokens}, logging_steps=1, dataloader_num_workers=0)
-    GRPOTrainer(model=model, reward_funcs=reward, args=settings, train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]),
-                processing_class=tokenizer, callbacks=[Record()]).train()
+    trainer = GRPOTrainer(
+        model=model, reward_funcs=reward, args=settings, processing_class=tokenizer, callbacks=[Record()],
+        train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]))
+    trainer.train()
+    lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
+    assert set(lengths) == {args.new_tokens}, f"unequal work: {lengths}"
 
 
 def run(args, what):
