@@ -36,13 +36,13 @@ def main():
     contestants = {f"k={k}": {"k": k, "length": args.length} for k in args.k}
     contestants.update({f"length={n}": {"k": 8, "length": n} for n in args.lengths})
     rows = measure(args, contestants)
-    first, ratios = f"k={args.k[0]}", {}
-    for key in ("time", "peak"):
-        column = args.clock if key == "time" else "peak_gb"
-        ratios.update({f"{key} k={k}/{first}": rows[f"k={k}"][column] / rows[first][column] for k in args.k[1:]})
-        ratios.update({f"{key} length={n}/{args.lengths[0]}": rows[f"length={n}"][column] / rows[f"length={args.lengths[0]}"][column]
-                       for n in args.lengths[1:]})
-    report(args, "growth", rows, ratios, {"time k=32/k=1 at most": 5})
+    ratios = {}
+    for name, values in (("k", args.k), ("length", args.lengths)):
+        for v in values[1:]:
+            now, first = rows[f"{name}={v}"], rows[f"{name}={values[0]}"]
+            ratios[f"time {name}={v}/{values[0]}"] = now[args.clock] / first[args.clock]
+            ratios[f"peak {name}={v}/{values[0]}"] = now["peak_gb"] / first["peak_gb"]
+    report(args, "growth", rows, ratios, {"time k=32/1 at most": 5})
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def run(args, what):
     import sampler
     model, tokenizer = load(args)
     which, kind = ("wall", "cpu").index(args.clock), {"device": model.device, "dtype": model.dtype}
-    a, big = torch.randn(1024, 1024, **kind), torch.randn(2**26 if args.copy_mb is None else args.copy_mb * 2**18, device=model.device)
+    a, big = torch.randn(1024, 1024, **kind), torch.randn(args.copy_mb * 2**18, device=model.device)
     out, target = torch.empty_like(a), torch.empty_like(big)
     flops = best_rate(lambda: torch.mm(a, a, out=out), 2 * 1024**3, which)
     bytes_ = best_rate(lambda: target.copy_(big), 2 * big.nbytes, which)
@@ -77,7 +77,7 @@ def main():
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--prompt_tokens", type=int, default=620)
     parser.add_argument("--new_tokens", type=int, default=16)
-    parser.add_argument("--copy_mb", type=int, help="size of the copied block (default 256)")
+    parser.add_argument("--copy_mb", type=int, default=256, help="size of the copied block")
     args = parser.parse_args()
     if args.contestant:
         return run(args, json.loads(args.contestant))

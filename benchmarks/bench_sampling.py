@@ -48,8 +48,8 @@ def run(args, what):
         config = GenerationConfig(max_new_tokens=new_tokens, do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
                                   eos_token_id=-1, pad_token_id=pad)
         # its own default fills 80 % of the memory with cache
-        sizes = ContinuousBatchingConfig(page_size=64, max_batch_tokens=max(1024, len(prompts[0])), num_blocks=len(prompts) * what["k"] * (
-            (len(prompts[0]) + new_tokens) // 64 + 2))
+        pages = len(prompts) * what["k"] * ((len(prompts[0]) + new_tokens) // 64 + 2)
+        sizes = ContinuousBatchingConfig(page_size=64, max_batch_tokens=max(1024, len(prompts[0])), num_blocks=pages)
         done = model.generate_batch([p for p in prompts for _ in range(what["k"])], generation_config=config,
                                     continuous_batching_config=sizes)
         return [r.generated_tokens for r in done.values()]

@@ -66,7 +66,8 @@ def measure(args, contestants):
     for round_ in range(args.repeats):
         for name, what in contestants.items():
             if round_ < what.get("repeats", args.repeats):
-                done = subprocess.run([sys.executable, *sys.argv, "--contestant", json.dumps(what)], capture_output=True, text=True)
+                command = [sys.executable, *sys.argv, "--contestant", json.dumps(what)]
+                done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
                     sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
                 row = json.loads(done.stdout.strip().splitlines()[-1])

@@ -40,6 +40,11 @@ def share_from(monkeypatch):  # the prompts here are short; both ways of attendi
     monkeypatch.setattr(sampler, "SHARE_FROM", 0)
 
 
+@pytest.fixture(params=[*ARCHITECTURES, "mistral"])
+def any_model(request, tiny_model):
+    return tiny_model(request.param)
+
+
 @pytest.fixture(params=ARCHITECTURES)
 def model(request, tiny_model):
     return tiny_model(request.param)
@@ -49,7 +54,8 @@ def model(request, tiny_model):
 
 @pytest.mark.parametrize("ends", ["one", "many"])
 @pytest.mark.parametrize("shared", [0, 20])
-def test_greedy_ids_are_those_of_generate_on_one_prompt_at_a_time(model, toy_tokenizer, shared, ends):
+def test_greedy_ids_are_those_of_generate_on_one_prompt_at_a_time(any_model, toy_tokenizer, shared, ends):
+    model = any_model
     if ends == "many":
         model.generation_config.eos_token_id = [toy_tokenizer.eos_token_id, *ends_often]
     prompts = make_prompts(shared)
@@ -120,7 +126,8 @@ def test_token_budget_is_kept(tiny_model, toy_tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_shared_prompts_and_copied_prompts_give_the_same_rows(model, toy_tokenizer, monkeypatch, temperature):
+def test_shared_prompts_and_copied_prompts_give_the_same_rows(any_model, toy_tokenizer, monkeypatch, temperature):
+    model = any_model
     model.generation_config.eos_token_id = [toy_tokenizer.eos_token_id, *ends_often]
     prompts = [p for p, copies in zip(make_prompts(), (1, 7, 3, 1, 2, 5, 4), strict=True) for _ in range(copies)]
     shared = generate(model, toy_tokenizer, prompts, temperature, max_new_tokens=16)
@@ -141,6 +148,7 @@ def test_other_architectures_copy_and_say_so_once(tiny_model, toy_tokenizer, mon
 
 def test_the_model_gets_its_attention_back(tiny_model, toy_tokenizer, monkeypatch):
     model = tiny_model()
+    assert {make_tiny_model(a, 300).config.model_type for a in [*ARCHITECTURES, "mistral"]} == sampler.SHARES_PROMPTS
     before, seen = model.config._attn_implementation, []
     real = sampler.attend
     monkeypatch.setattr(sampler, "attend", lambda *args: seen.append(model.config._attn_implementation) or real(*args))
