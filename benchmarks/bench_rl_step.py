@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import add_flags, clocks, finished, load, measure, report
+from side_by_side import add_flags, clocks, load, measure, peak_gb, report
 
 
 def make_items(args, tokenizer):
@@ -87,7 +87,8 @@ def run(args, what):
             trl(args, prompts, Path(folder), lambda: ends.append(clocks()), model, tokenizer)
     assert len(ends) == args.steps
     print()
-    print(json.dumps({**finished(*((last - first) / (args.steps - 1) for first, last in zip(ends[0], ends[-1], strict=True)))}))
+    wall, cpu = ((last - first) / (args.steps - 1) for first, last in zip(ends[0], ends[-1], strict=True))
+    print(json.dumps({"wall": wall, "cpu": cpu, "peak_gb": peak_gb()}))
 
 
 def main():

@@ -49,12 +49,13 @@ def timed(work):
     """What one measurement prints: seconds, CPU seconds, and the peak memory of this process so far (GB)."""
     start = clocks()
     work()
-    return finished(*(end - begin for begin, end in zip(start, clocks(), strict=True)))
+    wall, cpu = (end - begin for begin, end in zip(start, clocks(), strict=True))
+    return {"wall": wall, "cpu": cpu, "peak_gb": peak_gb()}
 
 
-def finished(wall, cpu):
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-    return {"wall": wall, "cpu": cpu, "peak_gb": rss}
+def peak_gb():
+    """Peak resident memory of this process, GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
 
 
 def measure(args, contestants):
@@ -69,8 +70,9 @@ def measure(args, contestants):
                 command = [sys.executable, *sys.argv, "--contestant", json.dumps(what)]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
-                    sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-                row = json.loads(done.stdout.strip().splitlines()[-1])
+                    why = "killed; not enough memory?" if done.returncode == -9 else done.stderr[-2000:]
+                    sys.exit(f"{name} failed: {why}")
+                row = json.loads(done.stdout.strip().splitlines()[-1])  # its last line; the model may have printed others
                 found[name].append(row)
                 print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
     return {name: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for name, rows in found.items()}
