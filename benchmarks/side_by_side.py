@@ -94,7 +94,7 @@ def report(args, name, rows, ratios, targets):
         "model": Path(args.model).name}}
     if args.output:
         words = ["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]
-        words = [Path(w).name if w == args.model else w for w in words]
+        words = [Path(w).name if w in (args.model, args.output) else w for w in words]
         Path(args.output).write_text(json.dumps({**line, "rows": rows, "command": " ".join(words), "commit": git_commit()},
                                                 indent=1) + "\n", encoding="utf-8")
     print(json.dumps(line))
