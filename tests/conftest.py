@@ -36,6 +36,7 @@ def make_tiny_model(architecture, vocab_size, eos=4, pad=0, seed=0, **options):
         "gemma2": (hf.Gemma2Config, hf.Gemma2ForCausalLM,
                    dict(gemma, attn_logit_softcapping=20.0, final_logit_softcapping=15.0)),
         "gemma3": (hf.Gemma3TextConfig, hf.Gemma3ForCausalLM, gemma),
+        "mistral": (hf.MistralConfig, hf.MistralForCausalLM, dict(sliding_window=WINDOW)),
         "gpt2": (hf.GPT2Config, hf.GPT2LMHeadModel, {}),
     }
     config_class, model_class, extra = classes[architecture]

@@ -35,6 +35,16 @@ def same(rows, others):
         assert len(a.logp) == len(a.ids) and np.allclose(a.logp, b.logp, atol=1e-4)
 
 
+@pytest.fixture(autouse=True)
+def share_from(monkeypatch):  # the prompts here are short; both ways of attending to them are tested below
+    monkeypatch.setattr(sampler, "SHARE_FROM", 0)
+
+
+@pytest.fixture(params=[*ARCHITECTURES, "mistral"])
+def any_model(request, tiny_model):
+    return tiny_model(request.param)
+
+
 @pytest.fixture(params=ARCHITECTURES)
 def model(request, tiny_model):
     return tiny_model(request.param)
@@ -44,7 +54,8 @@ def model(request, tiny_model):
 
 @pytest.mark.parametrize("ends", ["one", "many"])
 @pytest.mark.parametrize("shared", [0, 20])
-def test_greedy_ids_are_those_of_generate_on_one_prompt_at_a_time(model, toy_tokenizer, shared, ends):
+def test_greedy_ids_are_those_of_generate_on_one_prompt_at_a_time(any_model, toy_tokenizer, shared, ends):
+    model = any_model
     if ends == "many":
         model.generation_config.eos_token_id = [toy_tokenizer.eos_token_id, *ends_often]
     prompts = make_prompts(shared)
@@ -110,8 +121,43 @@ def test_token_budget_is_kept(tiny_model, toy_tokenizer, monkeypatch):
     sizes, real = [], sampler.generate_batch
     monkeypatch.setattr(sampler, "generate_batch", lambda *args: sizes.append(args[2]) or real(*args))
     generate(tiny_model(), toy_tokenizer, make_prompts() * 4, max_new_tokens=4, token_budget=150)
-    assert sum(map(len, sizes)) == 28
-    assert all(len(b) == 1 or len(b) * (max(map(len, b)) + 4) <= 150 for b in sizes)
+    assert sum(map(len, sizes)) == 28 and len(sizes) < 10
+    assert all(len(b) == 1 or len(set(map(tuple, b))) * max(map(len, b)) + 4 * len(b) <= 150 for b in sizes)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+def test_shared_prompts_and_copied_prompts_give_the_same_rows(any_model, toy_tokenizer, monkeypatch, temperature):
+    model = any_model
+    model.generation_config.eos_token_id = [toy_tokenizer.eos_token_id, *ends_often]
+    prompts = [p for p, copies in zip(make_prompts(), (1, 7, 3, 1, 2, 5, 4), strict=True) for _ in range(copies)]
+    shared = generate(model, toy_tokenizer, prompts, temperature, max_new_tokens=16)
+    monkeypatch.setattr(sampler, "SHARE_FROM", 10**9)
+    same(shared, generate(model, toy_tokenizer, prompts, temperature, max_new_tokens=16))
+
+
+def test_other_architectures_copy_and_say_so_once(tiny_model, toy_tokenizer, monkeypatch, capsys):
+    model = tiny_model()
+    rows = generate(model, toy_tokenizer, make_prompts())
+    monkeypatch.setattr(sampler, "SHARES_PROMPTS", set())
+    monkeypatch.setattr(sampler, "told", set())
+    monkeypatch.setattr(sampler, "SharedPrompts", None)
+    same(rows, generate(model, toy_tokenizer, make_prompts()))
+    generate(model, toy_tokenizer, make_prompts())
+    assert capsys.readouterr().out.count("llama: every sample gets its own copy") == 1
+
+
+def test_the_model_gets_its_attention_back(tiny_model, toy_tokenizer, monkeypatch):
+    model = tiny_model()
+    assert {make_tiny_model(a, 300).config.model_type for a in [*ARCHITECTURES, "mistral"]} == sampler.SHARES_PROMPTS
+    before, seen = model.config._attn_implementation, []
+    real = sampler.attend
+    monkeypatch.setattr(sampler, "attend", lambda *args: seen.append(model.config._attn_implementation) or real(*args))
+    generate(model, toy_tokenizer, make_prompts(), max_new_tokens=3)
+    assert set(seen) == {"parts"} and model.config._attn_implementation == before
+    monkeypatch.setattr(sampler, "attend", None)
+    with pytest.raises(TypeError):
+        generate(model, toy_tokenizer, make_prompts())
+    assert model.config._attn_implementation == before
 
 
 def test_longer_limit_only_continues(tiny_model, toy_tokenizer):
