@@ -401,7 +401,6 @@ def judge_set(args, output, accelerator, load):
     """Rows of output/samples.jsonl, made unless it is there; a killed run continues."""
     with accelerator.main_process_first():
         output = open_run(output, args, accelerator.num_processes, accelerator.is_main_process)
-        read_rows(output / "metrics.jsonl", repair=accelerator.is_main_process)
     examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]

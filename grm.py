@@ -482,7 +482,7 @@ def main():
     temperature = (0.0 if args.k == 1 else 0.5) if args.temperature is None else args.temperature
     done = set()
     if args.output:
-        done = {row["id"] for row in read_rows(open_run(args.output, args) / "judgments.jsonl", repair=True)}
+        done = {row["id"] for row in read_rows(open_run(args.output, args) / "judgments.jsonl")}
     for example in examples:
         if example.id in done:
             continue

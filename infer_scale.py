@@ -164,7 +164,6 @@ def main():
     accelerator = start_accelerator()
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-        read_rows(output / "metrics.jsonl", repair=accelerator.is_main_process)
     examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]

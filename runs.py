@@ -182,19 +182,16 @@ def read_json(path):
 
 
 def append_jsonl(path, rows):
-    """Append whole lines in one write, so that a kill can tear at most the last one (`read_rows` repairs it)."""
+    """Append whole lines in one write, so that a kill can tear at most the last one (`open_run` cuts it off)."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    cut_torn_line(path)
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)
         file.flush()
 
 
 def cut_torn_line(path):
-    """Cut off a last line that a kill or a full disk tore."""
-    if not Path(path).exists():
-        return
+    """Cut off a last line that a kill or a full disk tore. Not while another process may be writing to the file."""
     with open(path, "rb+") as file:
         end = file.seek(0, os.SEEK_END)
         if end and (file.seek(end - 1), file.read())[1] != b"\n":
@@ -276,6 +273,8 @@ def open_run(folder, args, world_size=1, is_main=True):
         if not config.exists() and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
             raise UserError(f"{folder} is not empty and not a run folder (no config.json); choose another --output")
         hold(folder)
+        for file in folder.glob("*.jsonl"):
+            cut_torn_line(file)
     if getattr(args, "overwrite", False) and is_main and config.exists():
         # Pitfall: a kill while files are deleted one by one would leave a folder that is neither this run nor another.
         discarded = folder.resolve().with_name(f".{folder.resolve().name}.discarded")

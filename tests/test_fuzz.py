@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import runs
 import sampler
+import served
 from data import LOADERS, load_chats, load_examples
 from grm import build_prompt, encode_chat, parse_judgment
 from records import read_jsonl
@@ -253,7 +254,12 @@ def test_arguments(name, tiny, tmp_path, monkeypatch, capsys):
         if str(model) == tiny:
             raise Accepted
         return load(model, *args, **options)
+    def loading_judge(args, model, *more):
+        if args.endpoint:
+            raise Accepted
+        return loading(model)
     monkeypatch.setattr(sampler, "load_model", loading)
+    monkeypatch.setattr(served, "load_judge", loading_judge)
     monkeypatch.chdir(tmp_path)
     actions = flags_of(program, monkeypatch)
     assert len(actions) > 10
