@@ -40,7 +40,7 @@ from eval import SHORT, curve, main_table, print_table
 from grm import BOX, TOY_BASE, Judgment, add_judge_flags, build_prompt, encode_chat, judge_options, sample_judgments, unpermute
 from infer_scale import sample_row, vote
 from meta_rm import MetaLogit, learning_rate, meta_ids, score_pairs
-from runs import HERE, UserError, command_line, in_chunks, open_run, read_json, read_rows, start_accelerator
+from runs import HERE, UserError, command_line, in_chunks, open_run, read_flags, read_json, read_rows, start_accelerator
 from spct_rft import sft_loss
 
 # ----- Eqs. 4 and 5: scalars and preferences -----
@@ -147,9 +147,7 @@ def train(folder, args, accelerator, model, module, tokenizer, rows, loss_of, la
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(module.parameters(), 1.0)
         loss = accelerator.reduce(total).item()
-        if not math.isfinite(loss):
-            bar.close()
-            raise UserError(f"step {step}: the loss is {loss}; lower --lr (the last good state is kept in {folder})")
+        runs.check_update(step, loss, float(norm), batch, folder, accelerator)
         optimizer.step()
         optimizer.zero_grad()
         step += 1
@@ -384,11 +382,9 @@ def main():
     parser.add_argument("--samples", default="runs/toy/judge/voting", help="tokenprob: a judge's infer_scale.py run")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
-    args = parser.parse_args()
+    args = read_flags(parser)
     args.output, args.test_data = args.output or f"runs/toy/{args.method}", args.test_data or args.data
-    if args.k < 1:
-        raise UserError("--k must be at least 1")
-    if not 0 <= args.general_fraction < 1:
+    if args.general_fraction >= 1:
         raise UserError("--general_fraction must be at least 0 and below 1")
 
     # 1. the run folder

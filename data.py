@@ -40,6 +40,9 @@ def load_examples(name, split="train", limit=None, seed=0, skip_bad=False, domai
         raise UserError("--limit must be at least 1")
     if name == "toy":
         import toy
+        for given in (domain, exclude_domain):
+            if given not in (None, *toy.DOMAINS):
+                raise UserError(f"the toy world has the domains {', '.join(toy.DOMAINS)}, not {given!r}")
         counts = {"train": 8000, "validation": 500, "test": 2250}
         return toy.items(split, limit or counts.get(split, 1), seed, domain, exclude_domain)
     whole, _, part = name.rpartition("#")
@@ -80,9 +83,10 @@ def load_chats(name, count, seed=0):
     for where, row in rows:
         try:
             messages = (json.loads(row) if isinstance(row, str) else row)["messages"]
-            if messages[-1]["role"] != "assistant" or not all(isinstance(m["content"], str) for m in messages):
-                raise ValueError("the last message must be the assistant's")
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+            if len(messages) < 2 or messages[-1]["role"] != "assistant" or not all(
+                    isinstance(m["content"], str) and m["role"] in ("system", "user", "assistant") for m in messages):
+                raise ValueError("two or more {role, content}, the last one the assistant's")
+        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise UserError(f"{where}: field 'messages' must be a chat that ends with the assistant's turn "
                             f"({error})") from None
         chats.append(messages)
@@ -138,7 +142,8 @@ def load_set(name, path, revision, part, split, skip_bad):
                 examples.append(example)
     counts = f"{dropped} dropped (tied, or nothing to compare), {skipped} malformed rows skipped"
     if not examples:
-        raise UserError(f"{name}: no usable item{f' in the split {wanted}' if wanted else ''}; {counts}")
+        raise UserError(f"{name}{f', {path}' if path else ''}: no usable item"
+                        f"{f' in the split {wanted}' if wanted else ''}; {counts}")
     if dropped or skipped:
         print(f"{name}: {len(examples)} items; {counts}")
     return examples
@@ -147,11 +152,13 @@ def load_set(name, path, revision, part, split, skip_bad):
 def row_examples(row, schema, row_id, where):
     """Examples of one row. Their ids are made of the row's place, since a set's own may repeat (rewardbench's do)."""
     try:
-        row = json.loads(row) if isinstance(row, str) else row
+        if isinstance(row, str):
+            row = json.loads(row)
+            json.dumps(row, ensure_ascii=False).encode("utf-8")  # half a surrogate pair is JSON, but no text
         if not isinstance(row, dict):
             raise UserError("a row must be a JSON object")
         items = schema(row, where)
-    except (UserError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # UserErrors of the schema, and what is no JSON
         raise UserError(f"{where}: {error}") from None
     examples = []
     for number, item in enumerate(items):
@@ -197,7 +204,7 @@ def local_rows(name, files):
         try:
             for place, row in file_rows(file):
                 yield f"{where}, {place}", row
-        except (ValueError, OSError, EOFError) as error:  # not UTF-8, not JSON, not parquet, a torn archive
+        except Exception as error:  # not UTF-8, not JSON, not parquet, a torn archive: every library raises its own
             raise UserError(f"{where}: cannot be read ({error})") from None
 
 

@@ -38,6 +38,7 @@ from runs import (
     in_chunks,
     log_metrics,
     open_run,
+    read_flags,
     read_rows,
     start_accelerator,
     write_json,
@@ -318,7 +319,7 @@ def print_table(rows, columns):
     """Fractions as percent, the rest as it is."""
     percent = {"accuracy", "low", "high", "lenient", "chance", "parse_rate", "tie_rate", "first_position", "first_expected",
                "swap_consistency", "longest", "longest_wins", "auc_single",
-               "difference_low", "difference_high", "random"}
+               "difference_low", "difference_high", "random", "attack_wins"}
 
     def show(row, c):
         value = row.get(c, "")
@@ -364,7 +365,7 @@ def main():
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
     served.add_endpoint_flags(parser)
-    args = served.check_endpoint(parser.parse_args())
+    args = served.check_endpoint(read_flags(parser))
     if args.runs:  # compare what is there
         return compare_folders(args.runs, Path(args.output), args.ties)
 
@@ -400,7 +401,6 @@ def judge_set(args, output, accelerator, load):
     """Rows of output/samples.jsonl, made unless it is there; a killed run continues."""
     with accelerator.main_process_first():
         output = open_run(output, args, accelerator.num_processes, accelerator.is_main_process)
-        read_rows(output / "metrics.jsonl", repair=accelerator.is_main_process)
     examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
@@ -433,7 +433,8 @@ def compare_folders(words, output, ties):
     named = [(name or folder.name, folder) for name, folder in named]
     for name, folder in named:
         if (folder / "samples.jsonl").exists():
-            runs[name] = read_rows(folder / "samples.jsonl")
+            runs[name] = read_rows(folder / "samples.jsonl", fields=(
+                "id", "domain", "n", "rewards", "response_lengths", "samples"))
         elif not folder.is_file() and not any(folder.glob("**/result*.json")) and not any(folder.glob("*/samples.jsonl")):
             raise UserError(f"--runs {name}={folder}: {folder}/samples.jsonl does not exist; run eval.py or infer_scale.py first")
     if len(runs) < len(named) or any(bench_of(rows) for rows in runs.values()):

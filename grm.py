@@ -18,15 +18,15 @@ Read next: spct_rft.py.
 """
 import argparse
 import dataclasses
+import os
 import random
 import re
-import unicodedata
 from pathlib import Path
 
 import sampler
 import served
-from records import PreferenceExample, example_from_dict, read_jsonl  # noqa: F401 (read_jsonl: for users of grm)
-from runs import HERE, UserError, append_jsonl, command_line, open_run, read_rows, share_threads
+from records import PreferenceExample, clean, example_from_dict, read_jsonl  # noqa: F401 (read_jsonl: for users of grm)
+from runs import HERE, UserError, append_jsonl, command_line, open_run, read_flags, read_rows, share_threads
 
 TOY_BASE = str(HERE / "toy_base" / "medium")
 
@@ -173,7 +173,8 @@ def build_prompt(example, template="full", rating="1-10", principles=True, use_r
     }
     layout = {"full": FULL + BODY, "compact": COMPACT + BODY}.get(template) or read_template(
         template, [f for f in ("hint", "reference", "given_principles") if fields[f]])
-    # Pitfall: one pass, so that a response that holds "{hint}" or "{responses}" is never expanded.
+    # Pitfall: one pass, so that a response that holds "{hint}" or "{responses}" is never expanded. (`clean`, in records.py,
+    # has broken whatever in the texts of others looks like a delimiter or a heading.)
     return [{"role": "user", "content": re.sub(r"\{(\w+)\}", lambda m: fields.get(m[1], m[0]), layout)}]
 
 
@@ -201,22 +202,6 @@ def describe_hint(example):
     words = {1: "slightly better", 2: "better", 3: "much better"}
     strength = abs(example.preference_strength or 0)
     return text + (f" ({words[min(strength, 3)]} than the other)" if strength else "")
-
-
-# Untrusted text: no response or query may forge a delimiter or a heading of the prompt (spaces and case do not help).
-FORGED = re.compile(r"\[(?=\s*the\s+(?:begin|end)\s+of\s+response)|#(?=#{3}\s*(?:evaluation|conversation|reference|"
-                    r"responses|specific|output)\b)|\bthe\s+best\s+response(?=\s+is\s*:)|"
-                    r"\bthe\s+response(?=\s+is\s+(?:not\s+)?correct)", re.IGNORECASE)
-# Invisible, but no control characters: joiners, fillers, variation selectors.
-UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
-
-
-def clean(text):
-    """Untrusted text made harmless: invisible control characters out, forged delimiters and headings broken."""
-    text = UNSEEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
-    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
-    text = unicodedata.normalize("NFC", text)  # last, because letters can meet when what stood between them is gone
-    return FORGED.sub(lambda m: {"[": "(", "#": "# "}.get(m[0], m[0] + "_"), text)
 
 
 # ----- sampling judgments: C ~ r_theta(x, {y_i}, {p_i}) (Eq. 9) -----
@@ -311,7 +296,13 @@ def encode_chat(tokenizer, messages, completion=None):
         special = re.compile("|".join(re.escape(t) for t in sorted(tokens, key=len, reverse=True)) or r"(?!)")
         tokenizer._special_in_text = (tokenizer.chat_template, special)
 
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+
     def disarm(text):
+        text = text.encode("utf-8", "ignore").decode()  # half a surrogate pair is no text
+        normal = normalizer.normalize_str(text) if normalizer else text
+        if special.search(normal) and not special.search(text):
+            text = normal  # a token that the tokenizer's own normalizer makes, of fullwidth letters for example
         while special.search(text):  # again, because breaking one token may leave another
             text = special.sub(lambda m: m[0][0] + " " + m[0][1:], text)
         return text
@@ -474,7 +465,7 @@ def main():
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
     served.add_endpoint_flags(parser)
-    args = served.check_endpoint(parser.parse_args())
+    args = served.check_endpoint(read_flags(parser))
     if args.prompt is not None or args.response:
         if args.prompt is None or not args.response or args.data:
             raise UserError("give --prompt with one or more --response, or --data, not both")
@@ -484,14 +475,14 @@ def main():
         examples = load_examples(args.data, split="test", limit=args.limit, skip_bad=args.skip_bad)
     else:
         examples = [example_from_dict(DEMO)]
-    if args.k < 1:
-        raise UserError("--k must be at least 1")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("grm.py is one process; infer_scale.py judges with several")
     share_threads()
     model, tokenizer = served.load_judge(args, args.model)
     temperature = (0.0 if args.k == 1 else 0.5) if args.temperature is None else args.temperature
     done = set()
     if args.output:
-        done = {row["id"] for row in read_rows(open_run(args.output, args) / "judgments.jsonl", repair=True)}
+        done = {row["id"] for row in read_rows(open_run(args.output, args) / "judgments.jsonl")}
     for example in examples:
         if example.id in done:
             continue

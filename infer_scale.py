@@ -21,7 +21,7 @@ import served
 from data import load_examples
 from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments, sum_scores
 from records import as_pairs
-from runs import UserError, command_line, in_chunks, log_metrics, open_run, read_rows, start_accelerator, write_rows
+from runs import UserError, command_line, in_chunks, log_metrics, open_run, read_flags, read_rows, start_accelerator, write_rows
 
 # ----- §4: voting (Eq. 14) and its guided form -----
 
@@ -152,9 +152,9 @@ def main():
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
     served.add_endpoint_flags(parser)
-    args = served.check_endpoint(parser.parse_args())
-    if args.k < 1 or args.k_meta is not None and not 1 <= args.k_meta <= args.k:
-        raise UserError("--k must be at least 1, and --k_meta between 1 and --k")
+    args = served.check_endpoint(read_flags(parser))
+    if args.k_meta and args.k_meta > args.k:
+        raise UserError(f"--k_meta {args.k_meta} is above --k {args.k}: it is the number of judgments kept of these")
     if args.model is None:
         trained = Path("runs/toy/rl/model")
         args.model = str(trained) if trained.exists() else TOY_BASE
@@ -164,7 +164,6 @@ def main():
     accelerator = start_accelerator()
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-        read_rows(output / "metrics.jsonl", repair=accelerator.is_main_process)
     examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]

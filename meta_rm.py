@@ -31,11 +31,13 @@ from grm import TOY_BASE, add_judge_flags, clean, encode_chat, is_correct, judge
 from runs import (
     UserError,
     batch_indices,
+    check_update,
     command_line,
     in_chunks,
     load_state,
     log_metrics,
     open_run,
+    read_flags,
     read_rows,
     save_model,
     save_state,
@@ -210,7 +212,7 @@ def main():
     parser.add_argument("--log_with", help="tracker of accelerate, e.g. tensorboard or wandb")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
-    args = parser.parse_args()
+    args = read_flags(parser)
     for flag in ("trajectories", "grm"):
         if getattr(args, flag) == parser.get_default(flag) and not Path(getattr(args, flag)).exists():
             print(f"no {getattr(args, flag)}: training without it; run spct_rft.py and spct_rl.py first for the paper's recipe")
@@ -229,7 +231,7 @@ def main():
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
     by_id = {e.id: e for e in examples}
     judged = []  # (source, id, permutation, text, scores)
-    for row in read_rows(args.trajectories) if args.trajectories else []:
+    for row in read_rows(args.trajectories, fields=("id", "non_hinted")) if args.trajectories else []:
         if row["id"] not in by_id:
             raise UserError(f"--trajectories {args.trajectories}: item {row['id']} is not in --data {args.data}; give the same "
                             "--data, --limit and --exclude_domain as to spct_rft.py")
@@ -295,9 +297,7 @@ def main():
             total += loss.detach()
         norm = accelerator.clip_grad_norm_(module.parameters(), 1.0)
         loss = accelerator.reduce(total).item()
-        if not math.isfinite(loss):
-            bar.close()
-            raise UserError(f"step {step}: the loss is {loss}; lower --lr (the last good state is kept in {output})")
+        check_update(step, loss, float(norm), [[pairs[r], labels[r]] for r in batch], output, accelerator)
         optimizer.step()
         optimizer.zero_grad()
         step += 1

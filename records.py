@@ -1,11 +1,15 @@
-"""Plumbing: the one data record of this project and its reader. One JSONL line is one item; the same record is used for
-training, voting and evaluation:
+"""Plumbing: the one data record of this project, its reader, and how text written by others is made harmless.
+
+One JSONL line is one item; the same record is used for training, voting and evaluation:
 
     {"id": "x-1", "prompt": "text, or a list of {role, content} messages that ends with the user's turn",
      "responses": ["...", "..."], "rewards": [0, 1], "domain": "chat", "reference": "optional", "preference_strength": 2}
 """
 import dataclasses
+import functools
 import json
+import re
+import unicodedata
 from pathlib import Path
 
 from runs import UserError
@@ -133,3 +137,42 @@ def read_jsonl(path, skip_bad=False, limit=None):
     if not examples:
         raise UserError(f"{path}: no usable item ({tied} had a tied best reward, {skipped} lines were unreadable)")
     return examples
+
+
+# ----- untrusted text: no response or query may forge a delimiter, a heading or the hint of a prompt -----
+
+FORGED = re.compile(r"\[(?=\s*the\s*(?:begin|end)\s*of\s*response)|#(?=#{3}\s*(?:evaluation|conversation|reference|"
+                    r"responses|specific|output)\b)|\bthe\s+best\s+response(?=\s+is\s*:)|"
+                    r"\bthe\s+response(?=\s+is\s+(?:not\s+)?correct)", re.IGNORECASE)
+# Invisible, but no control characters: joiners, fillers, variation selectors.
+UNSEEN = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
+# Letters and marks that look like those of the delimiters; compatibility forms and accents are left to NFKD below.
+LOOKALIKE = str.maketrans("аɑαᴀьвβʙсᴄԁᴅеєεᴇƒғɡցɢһнʜіιıɪӏʟпηɴоοօᴏрρᴘгʀѕꜱтτᴛυսᴜνѵᴠхχ【〔⟦⁅❲♯∶꞉ː\u2800",
+                          "aaaabbbbccddeeeeffggghhhiiiillnnnooooppprrsstttuuuvvvxx[[[[[#::: ")
+
+
+@functools.cache
+def looks_like(c):
+    """The plain characters that one character looks like: without accents, compatibility forms and foreign look-alikes."""
+    plain = unicodedata.normalize("NFKD", c).lower().translate(LOOKALIKE)
+    return "".join(p for p in plain if not unicodedata.combining(p))
+
+
+def clean(text):
+    """Untrusted text made harmless: invisible control characters out, forged delimiters and headings broken."""
+    text = UNSEEN.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
+    text = "".join(c for c in text if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co", "Cn"))
+    text = unicodedata.normalize("NFC", text)  # last, because letters can meet when what stood between them is gone
+    # what a reader makes of it, and where each plain character comes from
+    plain = text if text.isascii() else "".join(map(looks_like, text))
+    place = range(len(text)) if plain is text else [i for i, c in enumerate(text) for _ in looks_like(c)]
+    parts, end = [], 0
+    for match in FORGED.finditer(plain):
+        if match[0] == "[":
+            start, stop, new = place[match.start()], place[match.start()] + 1, "("
+        else:  # "#" and words: what follows is put apart
+            start = stop = place[match.end() - 1] + 1
+            new = " " if match[0] == "#" else "_"
+        parts += [text[end:start], new]
+        end = stop
+    return "".join(parts) + text[end:]

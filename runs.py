@@ -3,8 +3,12 @@
 Device and threads, the run folder (config.json, metrics.jsonl), files that appear whole or not at all, JSON lines that
 survive a kill, checkpoints that continue bitwise on a CPU, and one-line errors for a user's mistake.
 """
+import contextlib
+import datetime
+import errno
 import functools
 import json
+import math
 import os
 import random
 import shutil
@@ -15,38 +19,74 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
 # Pitfall: gradients of a well-trained small model underflow, and denormal numbers made steps seven times slower on a CPU.
 torch.set_flush_denormal(True)
 
 
+# What the system says about paths and disks that the user can mend (other OSErrors are bugs and keep their traceback).
+DISK = {errno.EPERM, errno.ENOENT, errno.EIO, errno.EACCES, errno.EBUSY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EFBIG,
+        errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.EDQUOT, errno.ELOOP}
+
+
 class UserError(ValueError):
     """A mistake that the user can mend: printed as one line that names the fix, without a traceback; exit code 2."""
 
 
+def one_line(error):
+    return " ".join(str(error).split())
+
+
 def command_line(main):
     """Decorate `main()`: user errors become one line and exit code 2, Ctrl-C says how to continue (exit code 130)."""
+    def stop(code, message):
+        for bar in list(getattr(tqdm, "_instances", [])):  # a half-drawn progress bar would share the line
+            bar.close()
+        sys.stdout.flush()
+        print(message, file=sys.stderr)
+        sys.exit(code)
+
     @functools.wraps(main)
     def wrapped():
         try:
             main()
         except UserError as error:
-            from tqdm import tqdm
-            sys.stdout.flush()
-            tqdm.write(f"error: {error}", file=sys.stderr)  # on a line of its own, not behind an open progress bar
-            sys.exit(2)
+            stop(2, f"error: {one_line(error)}")
         except KeyboardInterrupt:
-            print("\nstopped; the same command continues where this one ended", file=sys.stderr)
-            sys.exit(130)
+            again = "the same command without --overwrite" if "--overwrite" in sys.argv else "the same command"
+            stop(130, f"\nstopped; {again} continues where this one ended")
         except OSError as error:  # full disk, read-only folder: whatever was written whole before stays whole
-            if error.errno not in (28, 13, 30):
+            if error.errno not in DISK:
                 raise
-            where = error.filename or "the output folder"
-            print(f"error: cannot write {where}: {error.strerror}; free space or choose another --output, then run the "
-                  "same command again: finished work is kept", file=sys.stderr)
-            sys.exit(2)
+            stop(2, f"error: cannot read or write {error.filename or 'the output folder'}: {error.strerror}; free space or "
+                    "choose another --output, then run the same command again: finished work is kept")
     return wrapped
+
+
+# Smallest value of the flags that every script names alike.
+AT_LEAST = dict.fromkeys(["k", "k_meta", "limit", "test_limit", "batch_size", "micro_batch_size", "n_rft", "save_every",
+                          "chunk_size", "steps", "prompts_per_step", "G", "updates_per_rollout", "max_new_tokens"], 1)
+AT_LEAST |= dict.fromkeys(["seed", "lr", "temperature", "beta", "clip_eps", "epochs", "general_fraction", "held_out"], 0)
+
+
+def read_flags(parser):
+    """`parser.parse_args()` whose errors are one line; refuses numbers that no run can use and text that no file can hold."""
+    def error(message):
+        raise UserError(f"{message}; --help lists the flags")
+    parser.error = error
+    args = parser.parse_args()
+    for name, value in vars(args).items():
+        if isinstance(value, (int, float)):
+            if not math.isfinite(value) or value < AT_LEAST.get(name, -math.inf):
+                raise UserError(f"--{name} must be at least {AT_LEAST[name]}" if name in AT_LEAST else f"--{name} must be finite")
+            if name == "seed" and value >= 2 ** 32:
+                raise UserError("--seed must be below 2 ** 32")
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and text.encode("utf-8", "ignore").decode() != text:
+                raise UserError(f"--{name} is not UTF-8; write it in that encoding")
+    return args
 
 
 # ----- device, threads, seeds -----
@@ -56,11 +96,17 @@ def start_accelerator(log_with=None, output=None):
 
     Prints nothing. bf16 autocast on a GPU that has it.
     """
-    from accelerate import Accelerator
+    from accelerate import Accelerator, InitProcessGroupKwargs
     warnings.filterwarnings("ignore", message=".*pin_memory.*")
     on_gpu = torch.cuda.is_available()
-    accelerator = Accelerator(cpu=not on_gpu, mixed_precision="bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no",
-                              log_with=log_with, project_dir=output)
+    try:
+        accelerator = Accelerator(
+            cpu=not on_gpu, mixed_precision="bf16" if on_gpu and torch.cuda.is_bf16_supported() else "no", log_with=log_with,
+            project_dir=output,
+            # Pitfall: a process without a chunk left waits for the others, and one chunk can take longer than the default limit.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))])
+    except (ValueError, ImportError) as error:
+        raise UserError(f"--log_with {log_with}: {error}") from None
     share_threads(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     if log_with:
         accelerator.init_trackers("spct")
@@ -81,19 +127,45 @@ def seed_everything(seed):
 
 # ----- files that appear whole or not at all -----
 
-def write_text(path, text):
-    """Write a file so that a reader sees the old content or the new one, never half of it."""
+@contextlib.contextmanager
+def whole(path):
+    """A path beside `path` to write a file or a folder to; it takes the place of `path` at once, or nothing happened.
+
+    Pitfall: torch and safetensors raise errors of their own on a full disk; here they become OSErrors.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    temporary, old = (path.with_name(f".{path.name}.{os.environ.get('RANK', 0)}.{end}") for end in ("part", "old"))
+    remove(temporary)
+    remove(old)
     try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
+        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        if path.is_dir():
+            path.rename(old)
         os.replace(temporary, path)
+        remove(old)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, one_line(error)[:200], str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(temporary)
+
+
+def remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a file so that a reader sees the old content or the new one, never half of it."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def write_json(path, value):
@@ -110,7 +182,7 @@ def read_json(path):
 
 
 def append_jsonl(path, rows):
-    """Append whole lines in one write, so that a kill can tear at most the last one (`read_rows` repairs it)."""
+    """Append whole lines in one write, so that a kill can tear at most the last one (`open_run` cuts it off)."""
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a", encoding="utf-8") as file:
@@ -118,25 +190,42 @@ def append_jsonl(path, rows):
         file.flush()
 
 
+def cut_torn_line(path):
+    """Cut off a last line that a kill or a full disk tore. Not while another process may be writing to the file."""
+    with open(path, "rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end and (file.seek(end - 1), file.read())[1] != b"\n":
+            file.seek(0)
+            file.truncate(file.read().rfind(b"\n") + 1)
+
+
 def write_rows(path, rows):
     """A whole JSON-lines file at once."""
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def read_rows(path, repair=False):
-    """Rows of a JSON-lines file that this program wrote; `repair` cuts off a last line torn by a kill."""
+def read_rows(path, repair=False, fields=()):
+    """Rows of a JSON-lines file that this program wrote; `repair` cuts off a last line torn by a kill.
+
+    fields: what every row must hold (a file that the user named may be another one).
+    """
     path = Path(path)
     if not path.exists():
         return []
-    data = path.read_bytes()
-    whole = data[:data.rfind(b"\n") + 1]
-    if repair and len(whole) < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(len(whole))
-    try:
-        return [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run the command that makes it again") from None
+    if repair:
+        cut_torn_line(path)
+    data, rows = path.read_bytes(), []
+    for number, line in enumerate(data[:data.rfind(b"\n") + 1].split(b"\n"), 1):
+        if line:
+            try:
+                rows.append(json.loads(line.decode("utf-8")))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{path}, line {number} is damaged ({error}); delete the file and run the command that makes it "
+                                "again") from None
+            missing = [f for f in fields if not isinstance(rows[-1], dict) or f not in rows[-1]]
+            if missing:
+                raise UserError(f"{path}, line {number}: field '{missing[0]}' is missing; is this the file you meant?")
+    return rows
 
 
 # ----- the order of the data -----
@@ -178,19 +267,31 @@ def open_run(folder, args, world_size=1, is_main=True):
     folder = Path(folder)
     settings = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
     config = folder / "config.json"
-    if getattr(args, "overwrite", False) and is_main and folder.exists():
-        if not config.exists() and any(folder.iterdir()):
-            raise UserError(f"--overwrite: {folder} is not a run folder (no config.json); choose another --output")
-        shutil.rmtree(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --output")
+    if is_main:
+        if not config.exists() and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
+            raise UserError(f"{folder} is not empty and not a run folder (no config.json); choose another --output")
+        hold(folder)
+        for file in folder.glob("*.jsonl"):
+            cut_torn_line(file)
+    if getattr(args, "overwrite", False) and is_main and config.exists():
+        # Pitfall: a kill while files are deleted one by one would leave a folder that is neither this run nor another.
+        discarded = folder.resolve().with_name(f".{folder.resolve().name}.discarded")
+        remove(discarded)
+        folder.rename(discarded)
+        remove(discarded)
+        hold(folder)
     if config.exists():
-        before = read_json(config)["args"]
+        before = read_json(config)
+        before = before.get("args") if isinstance(before, dict) else None
+        if not isinstance(before, dict):
+            raise UserError(f"{config} is not a run's; choose another --output")
         now = json.loads(json.dumps(settings))
         differ = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         if differ:
             named = ", ".join(f"--{k} {before.get(k)} there, {now.get(k)} here" for k in differ)
             raise UserError(f"{folder} holds another run ({named}); choose another --output, or add --overwrite to discard it")
-    elif folder.exists() and any(p for p in folder.iterdir() if not p.name.startswith(".")) and is_main:
-        raise UserError(f"{folder} is not empty and not a run folder; choose another --output")
     elif is_main:
         import accelerate
         import transformers
@@ -203,37 +304,61 @@ def open_run(folder, args, world_size=1, is_main=True):
     return folder
 
 
+HELD = {}  # folder -> open lock file; the system lets go of it when the process ends, however it ends
+
+
+def hold(folder):
+    """Two runs must not write to one folder: raises UserError if a living process holds it (a dead one holds nothing)."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if str(folder.resolve()) in HELD:
+        HELD.pop(str(folder.resolve())).close()
+    file = open(folder / ".lock", "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is in use by another process; wait until it ends or stop it") from None
+    except OSError:  # a file system without locks
+        pass
+    HELD[str(folder.resolve())] = file
+
+
 # ----- checkpoints -----
 
 def save_model(folder, model, tokenizer):
-    """save_pretrained into a new folder that takes the old one's place at once; loads in plain transformers."""
-    folder = Path(folder)
-    temporary = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    temporary.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    """save_pretrained (safetensors) into a folder that appears whole or not at all; loads in plain transformers."""
+    with whole(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def save_state(path, **state):
     """Training state (weights, optimizer, step, ...) as one file that replaces the last one at once."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(path):
     """The state that `save_state` wrote, or None. Tensors and plain values only: nothing in the file is executed."""
-    path = Path(path)
-    return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True) if Path(path).exists() else None
+    except Exception as error:  # torch raises many types here
+        raise UserError(f"{path} is damaged ({one_line(error)[:200] or type(error).__name__}); delete it, and the same command "
+                        "trains from the start") from None
+
+
+def check_update(step, loss, norm, batch, output, accelerator):
+    """Stop before a loss or gradient that is not finite reaches the weights; its batch (JSON values) is kept to look at."""
+    if math.isfinite(loss) and math.isfinite(norm):
+        return
+    rank = accelerator.process_index
+    file = Path(output) / (f"bad_batch-{rank}.json" if rank else "bad_batch.json")
+    write_json(file, {"step": step, "loss": str(loss), "grad_norm": str(norm), "batch": batch})
+    raise UserError(f"step {step}: the loss is {loss} and the gradient's norm {norm}; the batch is in {file}, the last good "
+                    f"state is kept in {output}; try a lower --lr with another --output")
 
 
 # ----- long sampling, in chunks that are files -----
@@ -245,7 +370,6 @@ def in_chunks(path, items, make_rows, accelerator, chunk_size, label):
     depend on the number of processes, and a stopped run loses the chunk in the making only.
     make_rows: list of items -> list of JSON rows, each with the item's "id".
     """
-    from tqdm import tqdm
     path = Path(path)
     parts = path.with_name(f".{path.stem}.parts")
     chunks = [items[i:i + chunk_size] for i in range(0, len(items), chunk_size)]
@@ -257,8 +381,11 @@ def in_chunks(path, items, make_rows, accelerator, chunk_size, label):
                 write_rows(part, make_rows(chunks[c]))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            write_text(path, "".join((parts / f"{c:05d}.jsonl").read_text(encoding="utf-8") for c in range(len(chunks))))
-            shutil.rmtree(parts)
+            with whole(path) as temporary, open(temporary, "wb") as file:
+                for c in range(len(chunks)):
+                    file.write((parts / f"{c:05d}.jsonl").read_bytes())
+    if accelerator.is_main_process and parts.exists():
+        shutil.rmtree(parts)
     accelerator.wait_for_everyone()
     return read_rows(path)
 

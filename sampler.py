@@ -80,8 +80,9 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, t
     dtype = dtype or (torch.bfloat16 if str(device).startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32)
     tokenizer, where = load_tokenizer(name, trust_remote_code), find_model(name, trust_remote_code)
     try:
-        model = auto_class.from_pretrained(dtype=dtype, **where, **options)
-    except (OSError, ValueError, ImportError) as error:
+        # Pitfall: weights in any other format than safetensors could run code while they are loaded.
+        model = auto_class.from_pretrained(dtype=dtype, use_safetensors=True, **where, **options)
+    except Exception as error:  # the library raises many types here too (a file cut short, another library's format, ...)
         raise UserError(f"model {name} could not be loaded ({first_line(error)})") from None
     if "gguf_file" in where and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are dequantised now, and save_pretrained refuses otherwise
@@ -424,6 +425,8 @@ def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds
             out = model(input_ids=token[:, None], position_ids=positions[:, None], past_key_values=cache, use_cache=True,
                         logits_to_keep=1, **seen)
         logits = out.logits[:, -1].float()                                                # (b, V)
+    if torch.isnan(logps).any():
+        raise UserError("the judge's probabilities are not numbers (NaN): its weights are broken or overflow in this precision")
     is_end = torch.isin(ids, ends).int()                                                  # (B, T)
     counts = torch.where(finished, is_end.argmax(1) + 1, max_new_tokens).tolist()         # up to the first end token
     return [Row(i[:c], p[:c], f) for i, p, f, c in zip(ids.tolist(), logps.tolist(), finished.tolist(), counts, strict=True)]

@@ -35,11 +35,13 @@ from grm import TOY_BASE, add_judge_flags, build_prompt, encode_chat, is_correct
 from runs import (
     UserError,
     batch_indices,
+    check_update,
     command_line,
     in_chunks,
     load_state,
     log_metrics,
     open_run,
+    read_flags,
     read_rows,
     save_model,
     save_state,
@@ -139,12 +141,9 @@ def main():
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
     served.add_endpoint_flags(parser)
-    args = served.check_endpoint(parser.parse_args(), role="sampler")
-    if not 0 <= args.general_fraction < 1:
+    args = served.check_endpoint(read_flags(parser), role="sampler")
+    if args.general_fraction >= 1:
         raise UserError("--general_fraction must be at least 0 and below 1; --general_only trains without judgments")
-    small = next((name for name in ("batch_size", "micro_batch_size", "n_rft") if getattr(args, name) < 1), None)
-    if small:
-        raise UserError(f"--{small} must be at least 1")
     if args.no_hinted and args.no_non_hinted and not args.general_only:
         raise UserError("--no_hinted with --no_non_hinted leaves no trajectory; use --general_only")
 
@@ -251,9 +250,7 @@ def main():
             total += loss.detach() / accelerator.num_processes
         norm = accelerator.clip_grad_norm_(model.parameters(), 1.0)
         loss = accelerator.reduce(total).item()
-        if not math.isfinite(loss):
-            bar.close()
-            raise UserError(f"step {step}: the loss is {loss}; lower --lr (the last good state is kept in {output})")
+        check_update(step, loss, float(norm), batch, output, accelerator)
         optimizer.step()
         optimizer.zero_grad()
         step += 1

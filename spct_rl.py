@@ -19,7 +19,6 @@ Where we differ from the paper: what it does not state (clip, optimizer, tempera
 read as rollouts) is marked `# Choice:`; sizes and learning rate are for a small model. Read next: meta_rm.py.
 """
 import argparse
-import math
 import time
 from collections import defaultdict
 from contextlib import nullcontext
@@ -45,11 +44,13 @@ from runs import (
     UserError,
     append_jsonl,
     batch_indices,
+    check_update,
     command_line,
     in_chunks,
     load_state,
     log_metrics,
     open_run,
+    read_flags,
     read_rows,
     save_model,
     save_state,
@@ -154,12 +155,9 @@ def main():
     parser.add_argument("--log_with", help="tracker of accelerate, e.g. tensorboard or wandb")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
-    args = parser.parse_args()
+    args = read_flags(parser)
     if args.temperature <= 0:
         raise UserError("--temperature must be above 0: RL explores by sampling")
-    small = next((name for name in ("G", "prompts_per_step", "micro_batch_size", "steps") if getattr(args, name) < 1), None)
-    if small:
-        raise UserError(f"--{small} must be at least 1")
     if args.model == "runs/toy/rft/model" and not Path(args.model).exists():
         args.model = TOY_BASE
         print("no runs/toy/rft/model: RL straight from the base model; run spct_rft.py first for the paper's recipe")
@@ -278,9 +276,9 @@ def main():
                 for name, value in stats.items():
                     totals[name] += value
             norm = accelerator.clip_grad_norm_(policy_logp.parameters(), 1.0)
-            if not math.isfinite(float(norm)):
-                bar.close()
-                raise UserError(f"step {step}: the gradient is {float(norm)}; lower --lr (the last good state is in {output})")
+            check_update(step, float(totals["loss"]), float(norm), [
+                {"id": e.id, "prompt_ids": j.prompt_ids, "completion_ids": j.completion_ids, "logp": j.logp, "scores": j.scores}
+                for e, g in zip(mine, groups, strict=True) for j in g], output, accelerator)
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * min(1.0, (step + 1) / 5) * (1 - 0.9 * step / args.steps)
             optimizer.step()

@@ -25,7 +25,18 @@ import time
 import torch
 
 from grm import PreferenceExample, build_prompt, encode_chat
-from runs import HERE, UserError, command_line, load_state, save_model, save_state, seed_everything, share_threads, write_text
+from runs import (
+    HERE,
+    UserError,
+    command_line,
+    load_state,
+    read_flags,
+    save_model,
+    save_state,
+    seed_everything,
+    share_threads,
+    write_text,
+)
 
 CRITERIA = {  # criterion: (words for, words against)
     "accuracy": ("correct verified exact proven precise factual rigorous sourced",
@@ -400,7 +411,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", help="write test items to this .jsonl file instead")
     parser.add_argument("--limit", type=int, default=200, help="number of items to write")
-    args = parser.parse_args()
+    args = read_flags(parser)
     if args.write:
         rows = [{"id": i.id, "prompt": i.prompt, "responses": i.responses, "rewards": i.rewards, "domain": i.domain,
                  "reference": i.reference, **({"preference_strength": i.preference_strength} if i.preference_strength else {}),

@@ -74,6 +74,12 @@ GEMMA = ("{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_except
          "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
 MISTRAL = ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}{{ '[INST] ' + m['content'] + ' [/INST]' }}"
            "{% else %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}")
+LLAMA3 = ("{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim"
+          " + '<|eot_id|>' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+DEEPSEEK = ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<｜Assistant｜>' + m['content'] + eos_token }}"
+            "{% else %}{{ '<｜User｜>' + m['content'] }}{% endif %}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}")
 TOKENIZERS = {  # name: special tokens, other added tokens, chat template, names of the special tokens, tokenizer adds BOS
     "chatml": (["<|endoftext|>", "<|im_start|>", "<|im_end|>"], ["<tool_call>"], CHATML,
                dict(pad_token="<|endoftext|>", eos_token="<|im_end|>"), False),
@@ -81,6 +87,10 @@ TOKENIZERS = {  # name: special tokens, other added tokens, chat template, names
               dict(pad_token="<pad>", eos_token="<eos>", bos_token="<bos>"), True),
     "mistral": (["<unk>", "<s>", "</s>"], ["[INST]", "[/INST]"], MISTRAL,
                 dict(pad_token="</s>", eos_token="</s>", bos_token="<s>"), True),  # pad = eos
+    "llama3": (["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"], [], LLAMA3,
+               dict(pad_token="<|eot_id|>", eos_token="<|eot_id|>", bos_token="<|begin_of_text|>"), True),
+    "deepseek": (["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"], ["<｜User｜>", "<｜Assistant｜>"], DEEPSEEK,
+                 dict(pad_token="<｜end▁of▁sentence｜>", eos_token="<｜end▁of▁sentence｜>", bos_token="<｜begin▁of▁sentence｜>"), True),
     "base": (["<s>", "</s>"], [], None, dict(eos_token="</s>", bos_token="<s>"), True),  # no template, no pad token
 }
 
