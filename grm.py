@@ -299,20 +299,22 @@ def encode_chat(tokenizer, messages, completion=None):
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
 
     def disarm(text):
-        text = text.encode("utf-8", "ignore").decode()  # half a surrogate pair is no text
-        normal = normalizer.normalize_str(text) if normalizer else text
-        if special.search(normal) and not special.search(text):
-            text = normal  # a token that the tokenizer's own normalizer makes, of fullwidth letters for example
         while special.search(text):  # again, because breaking one token may leave another
             text = special.sub(lambda m: m[0][0] + " " + m[0][1:], text)
         return text
-    messages = [{**m, "content": disarm(m["content"])} for m in messages]
+
+    def harmless(text):
+        text = disarm(text.encode("utf-8", "ignore").decode())  # half a surrogate pair is no text
+        normal = normalizer.normalize_str(text) if normalizer else text
+        # the tokenizer's own normalizer may make a token, of fullwidth letters for example
+        return disarm(normal) if special.search(normal) else text
+    messages = [{**m, "content": harmless(m["content"])} for m in messages]
     # Pitfall: the template writes the BOS token itself, so the tokenizer must not add a second one.
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if completion is None:
         return ids
-    return ids, tokenizer(disarm(completion), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    return ids, tokenizer(harmless(completion), add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
 
 
 # ----- extracting the scores: {S_i} = f_extract(C) (Eq. 7) -----

@@ -119,7 +119,7 @@ def start(words, folder, log, kind="", at=0, counter=None, rank=None, port=None)
         os._exit(code)
 
 
-def ended(pid, seconds=600):
+def ended(pid, seconds=1800):
     """Exit code (negative: the signal) within `seconds`; a program that hangs is an error."""
     deadline = time.time() + seconds
     while time.time() < deadline:

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = ["grm.py", "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", "eval.py", "baselines.py", "toy.py",
-           "results/demo.py", "results/reproduce.py"]
+           "results/demo.py", "results/reproduce.py", "results/hostile.py"]
 PAPER_FILES = ["grm.py", "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", "eval.py", "baselines.py"]
 
 
