@@ -18,7 +18,6 @@ import argparse
 import csv
 import functools
 import io
-import math
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy as np
 import served
 from data import load_examples
 from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments
-from infer_scale import TIES, block_credits, credit, default_k_meta, item_credit, powers_of_two, sample_row
+from infer_scale import TIES, chance, default_k_meta, item_credits, mean, pick_best, powers_of_two, sample_row  # noqa: F401
 from meta_rm import roc_auc
 from records import as_pairs
 from runs import (
@@ -48,16 +47,6 @@ BENCHMARKS = ("rewardbench", "ppe_preference", "ppe_correctness", "rmb")
 
 
 # ----- metrics -----
-
-def pick_best(scores, rng):
-    """Index of the best response, a tie broken at random (paper, App. D: shuffle, then argmax).
-
-    >>> import random
-    >>> pick_best([3, 9, 1], random.Random(0))
-    1
-    """
-    return rng.choice([i for i, s in enumerate(scores) if s == max(scores)])
-
 
 def bootstrap_ci(values, level=0.95, seed=0, clusters=None, draws=2000, weights=None):
     """(low, high): percentile bootstrap interval of the mean of `values`, resampling whole clusters where given.
@@ -116,18 +105,18 @@ def average_rank(table):
 
 # ----- one run: accuracy, parse rate, ties, position -----
 
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values) if values else float("nan")
-
-
 def graded(rows):
     """Items that accuracy is defined on: n >= 2 with known rewards."""
     return [r for r in rows if r["n"] > 1 and r["rewards"]]
 
 
-def top(scores):
-    """Index of the only best response, or None (unparsed, or tied at the top)."""
+def single_judgments(rows):
+    """The graded rows with their sample 0 only: one judgment in one random response order."""
+    return [{**r, "samples": r["samples"][:1]} for r in graded(rows)]
+
+
+def verdict(scores):
+    """Index of the only best response, or None where the verdict is not clear (unparsed, or tied at the top)."""
     return scores.index(max(scores)) if scores and scores.count(max(scores)) == 1 else None
 
 
@@ -141,17 +130,16 @@ def report(rows):
     position_bias, length_bias: how much more often a clear verdict names the first (the longest) response than chance (the
     truth) would, on the same items; a bias is there where the interval _low.._high leaves 0 out.
     """
-    first = [(r, r["samples"][0]) for r in graded(rows)]
-    credits = [credit(s["scores"], r["rewards"]) for r, s in first]
-    singles = [r for r in rows if r["n"] == 1 and r["rewards"] and r["samples"][0]["scores"]]
-    clear = [(r, s, top(s["scores"])) for r in graded(rows) for s in r["samples"] if top(s["scores"]) is not None]
+    alone = single_judgments(rows)
+    credits, singles = list(item_credits(alone).values()), [r for r in rows if r["n"] == 1 and r["rewards"]]
+    clear = [(r, s, verdict(s["scores"])) for r in graded(rows) for s in r["samples"] if verdict(s["scores"]) is not None]
     swapped = []
     for r in graded(rows):
         pair = r["samples"][:2]
         if len(pair) == 2 and pair[0]["permutation"] == pair[1]["permutation"][::-1]:
-            swapped.append(top(pair[0]["scores"]) is not None and top(pair[0]["scores"]) == top(pair[1]["scores"]))
+            swapped.append(verdict(pair[0]["scores"]) is not None and verdict(pair[0]["scores"]) == verdict(pair[1]["scores"]))
     samples = [s for r in rows for s in r["samples"]]
-    low, high = bootstrap_ci(credits, clusters=clusters_of(graded(rows))) if credits else (float("nan"), float("nan"))
+    low, high = bootstrap_ci(credits, clusters=clusters_of(alone)) if credits else (float("nan"), float("nan"))
     biases = {"position": [(s["permutation"][0] == best) - 1 / r["n"] for r, s, best in clear],
               "length": [is_longest(r, best) - is_longest(r, r["rewards"].index(max(r["rewards"]))) for r, _, best in clear]}
     found = {}
@@ -160,17 +148,16 @@ def report(rows):
         found |= {f"{kind}_bias": mean(excess), f"{kind}_bias_low": ends[0], f"{kind}_bias_high": ends[1]}
     longest = [r["response_lengths"].index(max(r["response_lengths"])) for r in graded(rows)]
     return {
-        "items": len(first), "accuracy": mean(credits), "low": low, "high": high,
-        "lenient": mean(c if s["scores"] else 1 / r["n"] for (r, s), c in zip(first, credits, strict=True)),
-        "chance": mean(1 / r["n"] for r, _ in first),
+        "items": len(credits), "accuracy": mean(credits), "low": low, "high": high,
+        "lenient": mean(item_credits(alone, ties="lenient").values()), "chance": chance(alone),
         "parse_rate": mean(s["scores"] is not None for s in samples),
-        "tie_rate": mean(s["scores"] is not None and top(s["scores"]) is None for _, s in first),
+        "tie_rate": mean(s["scores"] is not None and verdict(s["scores"]) is None for r in alone for s in r["samples"]),
         "first_position": mean(s["permutation"][0] == best for _, s, best in clear),
         "first_expected": mean(1 / r["n"] for r, _, _ in clear),
         "swap_consistency": mean(swapped),
         "longest": mean(is_longest(r, best) for r, _, best in clear),
         "longest_wins": mean(r["rewards"][i] == max(r["rewards"]) for r, i in zip(graded(rows), longest, strict=True)),
-        "auc_single": roc_auc([r["samples"][0]["scores"][0] for r in singles], [r["rewards"][0] for r in singles]),
+        "auc_single": roc_auc([single_scores(r)[0] for r in singles], [r["rewards"][0] for r in singles]),
         "tokens": mean(s["tokens"] for s in samples), **found,
     }
 
@@ -180,9 +167,9 @@ def is_longest(row, i):
 
 
 def clusters_of(rows):
-    """Labels for the cluster bootstrap, or None where every prompt stands alone."""
-    return [r["cluster"] if r.get("cluster") is not None else r["id"] for r in rows] if any(
-        r.get("cluster") is not None for r in rows) else None
+    """Labels of the items of `item_credits` for the cluster bootstrap, or None where every prompt stands alone."""
+    found = {r.get("of", r["id"]): r.get("cluster") for r in rows}
+    return None if set(found.values()) <= {None} else [i if c is None else c for i, c in found.items()]
 
 
 def by_domain(rows):
@@ -205,28 +192,15 @@ def curve(rows, label):
     table = []
     for method in methods:
         for k in powers_of_two(k_max):
-            values = [item_credit(r, k, method) for r in items]
+            values = list(item_credits(items, k, method).values())
             low, high = bootstrap_ci(values, clusters=clusters_of(items))
-            table.append({"run": label, "method": method, "k": k, "k_meta": default_k_meta(k) if method in ("guided", "random")
-                          else "", "accuracy": mean(values), "low": low, "high": high, "tokens": tokens * k, "items": len(items)})
+            k_meta = default_k_meta(k) if method in ("guided", "random") else ""
+            table.append({"run": label, "method": method, "k": k, "k_meta": k_meta, "accuracy": mean(values), "low": low,
+                          "high": high, "tokens": tokens * k, "items": len(values)})
     return table
 
 
 # ----- one benchmark (§5, App. D); its sections, weights and what makes it whole are in benches.py -----
-
-def item_credits(rows, k=1, method="vote", ties="expected"):
-    """{item: credit, mean over the blocks of k}. Rows that are the pairs of one best-of-N item must all be won.
-
-    ties: a rule of `credit`, or "lenient": 1/t, and an item without a valid judgment counts as a random pick.
-    """
-    parts = defaultdict(list)
-    for r in rows:
-        values = block_credits(r, k, method, ties="expected" if ties == "lenient" else ties)
-        if ties == "lenient":
-            values = [v if any(s["scores"] for s in r["samples"][b * k:b * k + k]) else 1 / r["n"] for b, v in enumerate(values)]
-        parts[r.get("of", r["id"])].append(values)
-    return {item: mean(math.prod(block) for block in zip(*pairs, strict=True)) for item, pairs in parts.items()}
-
 
 def single_scores(row, k=1, method="vote"):
     """Score of a single response in each block of k: Eq. 14 divided by the number of valid judgments, since items are compared
@@ -448,13 +422,14 @@ def compare(runs, output, command):
     write_csv(output / "table.csv", table)
     first, *others = runs
     for name in others:
-        credits = [{r["id"]: credit(r["samples"][0]["scores"], r["rewards"]) for r in graded(runs[n])} for n in (first, name)]
+        credits = [item_credits(single_judgments(runs[n])) for n in (first, name)]
         common = [i for i in credits[0] if i in credits[1]]
         if common:
-            low, high = paired_ci(*[[c[i] for i in common] for c in credits])
+            shared = [r for r in graded(runs[first]) if r.get("of", r["id"]) in credits[1]]
+            low, high = paired_ci(*[[c[i] for i in common] for c in credits], clusters=clusters_of(shared))
             print(f"{name} - {first}, single judgments: [{100 * low:+.1f}, {100 * high:+.1f}] points on {len(common)} items")
     points = [row for name, rows in runs.items() if len(rows[0]["samples"]) > 2 for row in curve(rows, name)]
-    flat = {name: report(rows)["accuracy"] for name, rows in runs.items() if len(rows[0]["samples"]) <= 2}
+    flat = {r["run"]: r["accuracy"] for r in table if r["domain"] == "all" and len(runs[r["run"]][0]["samples"]) <= 2}
     if points:
         print()
         print_table(points, ["run", "method", "k", "k_meta", "accuracy", "low", "high", "tokens"])

@@ -13,8 +13,10 @@ Output: samples.jsonl (one line per item: every judgment's text, order, scores, 
 metrics.jsonl (seconds). Read next: eval.py, which draws the curves with their intervals from samples.jsonl.
 """
 import argparse
+import math
 import random
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import served
@@ -59,39 +61,47 @@ def default_k_meta(k):
     return max(1, k // 2)
 
 
+def pick_best(votes, rng):
+    """Index of the best response, a tie broken at random (paper, App. D: shuffle, then argmax).
+
+    >>> pick_best([3, 9, 1], random.Random(0))
+    1
+    """
+    return rng.choice([i for i, v in enumerate(votes) if v == max(votes)])
+
+
 TIES = ("expected", "shuffle", "strict")
 
 
 def credit(votes, rewards, ties="expected", key=""):
     """How right the votes are, 0..1. An item without a valid judgment is wrong (0).
 
-    ties, when t > 1 responses share the first place: "shuffle", the paper's rule (App. D: shuffle, then argmax), drawn from
-    the text `key`; "expected", our default, its expectation 1/t (less noise); "strict", a tie is wrong, as in Eq. 10.
+    ties, when t > 1 responses share the first place: "shuffle", the paper's rule (App. D), drawn from the text `key`;
+    "strict", a tie is wrong, as in Eq. 10. Choice: "expected", the default, is the expectation 1/t of "shuffle" (less noise).
     >>> credit([20, 27], [0, 1]), credit([8, 8], [0, 1]), credit([8, 8], [0, 1], "strict"), credit(None, [0, 1])
     (1.0, 0.5, 0.0, 0.0)
     """
     best = rewards.index(max(rewards))
     if votes is None or votes[best] < max(votes):
         return 0.0
-    top = [i for i, v in enumerate(votes) if v == max(votes)]
     if ties == "shuffle":
-        return float(random.Random(key).choice(top) == best)
-    return {"expected": 1 / len(top), "strict": float(len(top) == 1)}[ties]
+        return float(pick_best(votes, random.Random(key)) == best)
+    t = votes.count(votes[best])
+    return {"expected": 1 / t, "strict": float(t == 1)}[ties]
 
 
 # ----- from one sample file to every k and every control -----
 
-def item_credit(row, k, method="vote", k_meta=None, subsets=8):
-    """Mean of `block_credits`: one item's accuracy at k."""
-    values = block_credits(row, k, method, k_meta, subsets)
-    return sum(values) / len(values)
+def mean(values):
+    values = list(values)
+    return sum(values) / len(values) if values else float("nan")
 
 
 def block_credits(row, k, method="vote", k_meta=None, subsets=8, ties="expected"):
-    """Credit of one item in each of the disjoint blocks of k among its samples.
+    """Credit of one row in each of the disjoint blocks of k among its samples (what is left over at the end is not used).
 
     row: one line of samples.jsonl.  method: vote (Eq. 14); guided (top k_meta by meta logit); random (the matched control:
-    k_meta judgments drawn blindly, mean over `subsets` draws); oracle (right if any judgment alone is right).
+    k_meta valid judgments drawn blindly, mean over `subsets` draws); oracle (the best credit of any judgment alone).
     """
     scores = [s["scores"] for s in row["samples"]]
     if not 1 <= k <= len(scores):
@@ -114,6 +124,30 @@ def block_credits(row, k, method="vote", k_meta=None, subsets=8, ties="expected"
         else:
             raise ValueError(f"method {method!r}: choose vote, guided, random or oracle")
     return values
+
+
+def item_credit(row, k, method="vote", k_meta=None, subsets=8):
+    """One row's accuracy at k: the mean of `block_credits`."""
+    return mean(block_credits(row, k, method, k_meta, subsets))
+
+
+def item_credits(rows, k=1, method="vote", ties="expected", k_meta=None):
+    """{item: credit, mean over the blocks of k}. Rows that are the pairs of one best-of-N item (`of`) must all be won.
+
+    ties: a rule of `credit`, or "lenient": 1/t, and an item without a valid judgment counts as a random pick.
+    """
+    parts = defaultdict(list)
+    for r in rows:
+        values = block_credits(r, k, method, k_meta, ties="expected" if ties == "lenient" else ties)
+        if ties == "lenient":
+            values = [v if any(s["scores"] for s in r["samples"][b * k:b * k + k]) else 1 / r["n"] for b, v in enumerate(values)]
+        parts[r.get("of", r["id"])].append(values)
+    return {item: mean(math.prod(block) for block in zip(*pairs, strict=True)) for item, pairs in parts.items()}
+
+
+def chance(rows):
+    """Accuracy of random picks: 1/n per item (of pairs that must all be won: their product), averaged over the items."""
+    return mean(item_credits([{**r, "samples": [{"scores": None}]} for r in rows], ties="lenient").values())
 
 
 def powers_of_two(k):
@@ -197,14 +231,13 @@ def main():
     graded = [r for r in rows if r["rewards"] and r["n"] > 1]
     if accelerator.is_main_process and graded:
         guided = all("meta_logits" in r for r in graded)
-        parsed = sum(s["scores"] is not None for r in rows for s in r["samples"]) / sum(len(r["samples"]) for r in rows)
-        print(f"{len(graded)} items with n >= 2, parse rate {parsed:.3f}, "
-              f"chance {sum(1 / r['n'] for r in graded) / len(graded):.3f}")
+        parsed = mean(s["scores"] is not None for r in rows for s in r["samples"])
+        print(f"{len(item_credits(graded))} items with n >= 2, parse rate {parsed:.3f}, chance {chance(graded):.3f}")
         print("    k   voting" + ("   guided   random" if guided else ""))
         for k in powers_of_two(args.k):
             methods = ["vote", "guided", "random"] if guided else ["vote"]
             k_meta = args.k_meta if k == args.k else None
-            print(f"{k:5d}" + "".join(f"{sum(item_credit(r, k, m, k_meta) for r in graded) / len(graded):9.3f}" for m in methods))
+            print(f"{k:5d}" + "".join(f"{mean(item_credits(graded, k, m, k_meta=k_meta).values()):9.3f}" for m in methods))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Metrics by hand, interval properties, the paper's averages, and judges with a known bias."""
 import random
+import re
 
 import numpy as np
 import pytest
@@ -112,6 +113,42 @@ def test_single_responses_enter_auc_only():
               "samples": [{"permutation": [0], "scores": [3 + 4 * (i % 2)], "reason": "ok", "tokens": 5, "text": ""}]} for i in range(6)]
     r = report(rows)
     assert r["items"] == 20 and r["auc_single"] == 1.0
+
+
+def row(id, *samples, rewards=(1, 0), **more):
+    """A line of samples.jsonl; samples are lists of scores in the original order, or None."""
+    return {"id": id, "domain": "a", "n": len(rewards), "rewards": list(rewards), "response_lengths": [5] * len(rewards), "cluster": None,
+            "samples": [{"permutation": list(range(len(rewards))), "scores": s, "reason": "ok", "tokens": 5, "text": ""} for s in samples], **more}
+
+
+def test_an_unparsed_single_response_loses_all_its_comparisons():
+    rows = [row("0", None, rewards=(1,)), row("1", [7], rewards=(1,)), row("2", [7], rewards=(0,)), row("3", [2], rewards=(0,))]
+    assert report(rows)["auc_single"] == pytest.approx((0 + 0 + 0.5 + 1) / 4)
+
+
+def test_pairs_of_a_best_of_n_item_must_all_be_won_on_any_data(tmp_path, capsys):
+    pairs = [row("a#1", [9, 1], [9, 1], of="a"), row("a#2", [9, 1], [1, 9], of="a"), row("b#1", [9, 1], None, of="b"),
+             row("b#2", None, [2, 2], of="b")]
+    r = report(pairs)
+    assert (r["items"], r["accuracy"], r["chance"], r["lenient"], r["parse_rate"]) == (2, 0.5, 0.25, 0.75, 0.75)
+    assert r["tie_rate"] == 0 and r["low"] == 0 and r["high"] == 1  # an interval over two items, not over four rows
+    table = {(p["method"], p["k"]): (p["accuracy"], p["items"]) for p in evaluation.curve(pairs, "x")}
+    assert table["vote", 1] == ((1 + 0 + 0 + 0) / 4, 2) and table["vote", 2] == (0.5, 2)
+    lists = [row("a", [9, 1, 2], [9, 1, 2], rewards=(1, 0, 0)), row("b", [9, 1, 2], [9, 1, 2], rewards=(1, 0, 0))]
+    evaluation.compare({"pairs": pairs, "list": lists}, tmp_path, "eval.py --runs ...")
+    assert "on 2 items" in capsys.readouterr().out, "one list and its pairs are the same item"
+
+
+def test_differences_between_runs_are_resampled_by_prompt(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "draw_curves", lambda *args: None)
+
+    def width(repeats):
+        first = [row(str(i), [1, 9], cluster=f"p{i // repeats}") for i in range(200)]
+        second = [row(str(i), [9, 1] if (i // 20) % 2 else [1, 9], cluster=f"p{i // repeats}") for i in range(200)]
+        evaluation.compare({"a": first, "b": second}, tmp_path, "")
+        low, high = re.search(r"b - a, single judgments: \[(.*), (.*)\] points on 200 items", capsys.readouterr().out).groups()
+        return float(high) - float(low)
+    assert width(20) > 3 * width(1)
 
 
 def test_table_csv_and_figure_are_written(tmp_path):
