@@ -165,6 +165,36 @@ def sample_row(example, judgments):
             "votes": vote([j.scores for j in judgments])}
 
 
+def judge_set(args, output, examples, k, accelerator, load, orders="random"):
+    """(items, rows of output/samples.jsonl): k judgments of every item, made unless they are there; a killed run continues.
+
+    args: the flags of infer_scale.py or eval.py.  load: () -> (model, tokenizer), called only if there is something to judge.
+    """
+    with accelerator.main_process_first():
+        output = open_run(output, args, accelerator.num_processes, accelerator.is_main_process)
+        read_rows(output / "metrics.jsonl", repair=accelerator.is_main_process)
+    if args.rating == "best":
+        examples = [e for e in examples if len(e.responses) > 1]
+    if not examples:
+        raise UserError(f"{args.data}: only single responses, of which a judge cannot select the best (Eq. 3); use --rating 1-10")
+    if args.bon == "pairs":
+        examples = as_pairs(examples)
+    if not (output / "samples.jsonl").exists():
+        model, tokenizer = load()
+
+        def judge(chunk):
+            started = time.time()
+            judged = sample_judgments(model, tokenizer, chunk, k, args.temperature, args.seed, rating=args.rating, clamp=True,
+                                      orders=orders, skip_long=args.skip_bad, **judge_options(args))
+            log_metrics(output, stage="judging", seconds=time.time() - started, items=len(chunk), judgments=k * len(chunk))
+            return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
+        in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")
+    rows = read_rows(output / "samples.jsonl")
+    if [r["id"] for r in rows] != [e.id for e in examples]:
+        raise UserError(f"{output}/samples.jsonl has other items than {args.data} has now; add --overwrite to judge again")
+    return examples, rows
+
+
 @command_line
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -177,11 +207,11 @@ def main():
     parser.add_argument("--temperature", type=float, default=0.5, help="paper: 0.5 for all voting")
     parser.add_argument("--rating", default="1-10", help="1-10; best for an LLM-as-a-Judge (votes become majority, Eq. 13)")
     parser.add_argument("--meta_rm", help="folder of the meta RM; adds meta logits to samples.jsonl, samples stay as they are")
-    parser.add_argument("--k_meta", type=int, help="judgments kept in the printed table; default k/2 (paper)")
+    parser.add_argument("--k_meta", type=int, help="judgments kept in the last row of the printed table; default k/2 (paper)")
     parser.add_argument("--bon", choices=["list", "pairs"], help="items with n > 2: one list prompt (default, as the paper), or "
                         "the best response against each other one, all to be won (App. E.1.1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling")
-    parser.add_argument("--limit", type=int, help="only the first items")
+    parser.add_argument("--limit", type=int, help="so many items: the first, or of a named set evenly spaced ones")
     parser.add_argument("--chunk_size", type=int, default=64, help="items per chunk (the unit of work and of resuming)")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
@@ -194,31 +224,13 @@ def main():
         args.model = str(trained) if trained.exists() else TOY_BASE
         print(f"judge: {args.model}" + ("" if trained.exists() else " (run spct_rl.py first for the trained GRM)"))
 
-    # 1. data and model
-    accelerator = start_accelerator()
-    with accelerator.main_process_first():
-        output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-        read_rows(output / "metrics.jsonl", repair=accelerator.is_main_process)
+    # 1. k judgments of every item
+    accelerator, output = start_accelerator(), Path(args.output)
     examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
-    if args.rating == "best":
-        examples = [e for e in examples if len(e.responses) > 1]
-    if args.bon == "pairs":
-        examples = as_pairs(examples)
+    examples, rows = judge_set(args, output, examples, args.k, accelerator,
+                               lambda: served.load_judge(args, args.model, accelerator.device))
 
-    # 2. k judgments of every item (skipped where they exist)
-    if not (output / "samples.jsonl").exists():
-        model, tokenizer = served.load_judge(args, args.model, accelerator.device)
-
-        def judge(chunk):
-            started = time.time()
-            judged = sample_judgments(model, tokenizer, chunk, args.k, args.temperature, args.seed, rating=args.rating,
-                                      clamp=True, skip_long=args.skip_bad, **judge_options(args))
-            log_metrics(output, stage="judging", seconds=time.time() - started, items=len(chunk), judgments=len(chunk) * args.k)
-            return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
-        in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")
-    rows = read_rows(output / "samples.jsonl")
-
-    # 3. meta logits of every parsed judgment
+    # 2. meta logits of every parsed judgment
     if args.meta_rm:
         from meta_rm import add_meta_logits
         started, before = time.time(), rows
@@ -227,7 +239,7 @@ def main():
             write_rows(output / "samples.jsonl", rows)
             log_metrics(output, stage="meta_rm", seconds=time.time() - started, items=len(rows))
 
-    # 4. accuracy for every k, from the same samples (eval.py adds intervals and controls)
+    # 3. accuracy for every k, from the same samples (eval.py adds intervals and the oracle)
     graded = [r for r in rows if r["rewards"] and r["n"] > 1]
     if accelerator.is_main_process and graded:
         guided = all("meta_logits" in r for r in graded)

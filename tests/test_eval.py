@@ -1,12 +1,17 @@
 """Metrics by hand, interval properties, the paper's averages, and judges with a known bias."""
+import json
 import random
 import re
+import shutil
+import sys
 
 import numpy as np
 import pytest
 
 import eval as evaluation
+import infer_scale
 from eval import bootstrap_ci, overall, paired_ci, pick_best, report, roc_auc
+from runs import save_model
 
 
 def make_rows(judge, count=400, n=2, seed=0, swap=True):
