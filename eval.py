@@ -134,7 +134,8 @@ def report(rows):
               "length": [is_longest(r, best) - is_longest(r, r["rewards"].index(max(r["rewards"]))) for r, _, best in clear]}
     found = {}
     for kind, excess in biases.items():
-        ends = bootstrap_ci(excess, clusters=[r["id"] for r, _, _ in clear]) if clear else (float("nan"), float("nan"))
+        labels = [r.get("cluster") or r.get("of", r["id"]) for r, _, _ in clear]
+        ends = bootstrap_ci(excess, clusters=labels) if clear else (float("nan"), float("nan"))
         found |= {f"{kind}_bias": mean(excess), f"{kind}_bias_low": ends[0], f"{kind}_bias_high": ends[1]}
     longest = [r["response_lengths"].index(max(r["response_lengths"])) for r in graded(rows)]
     return {
@@ -186,7 +187,7 @@ def curve(rows, label):
             low, high = bootstrap_ci(values, clusters=clusters_of(items))
             k_meta = default_k_meta(k) if method in ("guided", "random") else ""
             table.append({"run": label, "method": method, "k": k, "k_meta": k_meta, "accuracy": mean(values), "low": low,
-                          "high": high, "tokens": tokens * k, "items": len(values)})
+                          "high": high, "tokens": tokens * k * len(items) / len(values), "items": len(values)})
     return table
 
 
@@ -320,14 +321,14 @@ def main():
     parser.add_argument("--output", default="runs/toy/eval", help="run folder; of --runs: folder of the tables and figure")
     parser.add_argument("--runs", nargs="+", metavar="NAME=FOLDER", help="compare runs of eval.py and infer_scale.py instead; of "
                         "benchmarks also result files, and folders of several (parts of one run may share a NAME)")
-    parser.add_argument("--ties", default="expected", choices=TIES, help="tie at the top, of benchmarks: 1/t, the paper's shuffle, or "
-                        "wrong (other data: always 1/t)")
+    parser.add_argument("--ties", default="expected", choices=TIES, help="tie at the top in a benchmark: 1/t, the paper's "
+                        "shuffle, or wrong (other data: always 1/t)")
     parser.add_argument("--bon", choices=["list", "pairs"], help="items with n > 2: one list prompt (default, as the paper), or "
                         "the best response against each other one, all to be won (App. E.1.1)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (paper's default outside of voting)")
     parser.add_argument("--rating", default="1-10", help="1-10, or best for an LLM-as-a-Judge")
     parser.add_argument("--seed", type=int, default=0, help="seed of the response orders (and of sampling)")
-    parser.add_argument("--limit", type=int, help="so many items: the first, of a named set evenly spaced ones; marked as partial")
+    parser.add_argument("--limit", type=int, help="so many items: the first, of a named set evenly spaced; marked as partial")
     parser.add_argument("--chunk_size", type=int, default=256, help="items per chunk (the unit of work and of resuming)")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)

@@ -31,7 +31,8 @@ def vote(sample_scores, valid=None):
     """Votes of n responses: the sum of their scores over the valid judgments.
 
     Source: paper §4, Eq. 14.
-    Args:    sample_scores: (k, n) points, original order; rows that are None never vote.  valid: (k,) bool, optional.
+    Args:    sample_scores: (k, n) points, original order; None where a judgment did not parse, which never votes.
+             valid: (k,) bool, to leave out more of them.
     Returns: list of n numbers in [v, 10v] for v valid judgments, or None if there is none.
 
     >>> vote([[1, 5], [5, 6], [4, 8], [7, 6]])      # Fig. 3 of the paper
@@ -57,7 +58,7 @@ def meta_vote(sample_scores, meta_logits, k_meta, valid=None):
 
 
 def default_k_meta(k):
-    """Paper: k_meta = k/2. Choice: at least 1, so that k = 1 is Voting@1."""
+    """Paper: k_meta = k/2. Choice: rounded down, but at least 1, so that guided voting at k = 1 is Voting@1."""
     return max(1, k // 2)
 
 

@@ -11,7 +11,7 @@ import pytest
 import eval as evaluation
 import infer_scale
 from eval import bootstrap_ci, overall, paired_ci, pick_best, report, roc_auc
-from runs import save_model
+from runs import read_rows, save_model
 
 
 def make_rows(judge, count=400, n=2, seed=0, swap=True):
@@ -163,3 +163,39 @@ def test_table_csv_and_figure_are_written(tmp_path):
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     header, *lines = (tmp_path / "curve.csv").read_text().splitlines()
     assert header.startswith("run,method,k,k_meta,accuracy,low,high") and len(lines) == 16
+
+
+def test_wrong_use_of_flags_is_said(monkeypatch, capsys, tmp_path):
+    single = tmp_path / "single.jsonl"
+    single.write_text('{"id": "a", "prompt": "Which ?", "responses": ["good"], "rewards": [1]}\n')
+    for main, flags, said in [(evaluation.main, ["--data", "rewardbench", "--revision", "abc"], "NAME@REVISION"),
+                              (evaluation.main, ["--data", str(single), "--rating", "best"], "only single responses"),
+                              (infer_scale.main, ["--data", str(single), "--rating", "best"], "only single responses")]:
+        monkeypatch.setattr(sys, "argv", ["x.py", *flags, "--output", str(tmp_path / said)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2 and said in capsys.readouterr().err
+        shutil.rmtree(tmp_path / said, ignore_errors=True)
+
+
+def test_pairs_on_the_command_line(monkeypatch, capsys, tmp_path, tiny_model, toy_tokenizer):
+    save_model(tmp_path / "model", tiny_model(), toy_tokenizer)
+    items = [{"id": f"i{i}", "prompt": "Which ?", "responses": ["good", "bad", "worse"], "rewards": [1, 0, 0]} for i in range(4)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    common = ["--model", tmp_path / "model", "--data", tmp_path / "items.jsonl", "--bon", "pairs", "--max_new_tokens", 4, "--output"]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["eval.py", *common, tmp_path / "greedy"])))
+    evaluation.main()
+    summary = json.loads((tmp_path / "greedy" / "summary.json").read_text())
+    assert (summary["items"], summary["chance"]) == (4, 0.25)
+    monkeypatch.setattr(sys, "argv", list(map(str, ["infer_scale.py", *common, tmp_path / "voting", "--k", 2])))
+    infer_scale.main()
+    out = capsys.readouterr().out
+    assert "4 items with n >= 2" in out and "chance 0.250" in out
+    greedy, voting = (read_rows(tmp_path / name / "samples.jsonl") for name in ("greedy", "voting"))
+    assert len(greedy) == len(voting) == 8 and {len(r["samples"]) for r in greedy + voting} == {2}
+    assert all(r["samples"][0]["permutation"] == r["samples"][1]["permutation"][::-1] for r in greedy)
+    with open(tmp_path / "items.jsonl", "a") as file:
+        file.write(json.dumps({**items[0], "id": "new"}) + "\n")
+    with pytest.raises(SystemExit):
+        infer_scale.main()
+    assert "has other items" in capsys.readouterr().err
