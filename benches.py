@@ -31,7 +31,7 @@ from eval import (
     single_scores,
     write_csv,
 )
-from infer_scale import TIES
+from infer_scale import TIES, default_k_meta
 from runs import UserError, git_commit, read_json, read_rows, write_json, write_text
 
 BENCHES = {"rewardbench": "Reward Bench", "ppe_preference": "PPE Preference", "ppe_correctness": "PPE Correctness", "rmb": "RMB",
@@ -133,7 +133,8 @@ def protocol(name, rows, settings, k, method, ties):
     prompt = "pairs with the best" if any("of" in r for r in rows) else "one list"
     order = "one random order per item" if method == "first" else "a random order per judgment"
     unparsed = "loses all its comparisons" if name == "realmistake" else "is wrong"
-    how = {"first": "one judgment", "vote": f"Voting@{k}", "guided": f"Voting@{k} guided by a meta RM, k_meta {max(1, k // 2)}"}
+    how = {"first": "one judgment", "vote": f"Voting@{k}",
+           "guided": f"Voting@{k} guided by a meta RM, k_meta {default_k_meta(k)}"}
     return "; ".join([
         BENCHES[name], f"revision: {source}", f"{len(rows)} rows {hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:12]}",
         f"template {settings.get('template')}", f"rating {settings.get('rating')}",
@@ -141,7 +142,7 @@ def protocol(name, rows, settings, k, method, ties):
         *(["with reference"] if settings.get("use_reference") else []),
         f"temperature {settings.get('temperature')}", f"max_new_tokens {settings.get('max_new_tokens')}", f"k {k}, {how[method]}",
         f"order: {order}, seed {settings.get('seed')}", f"best-of-N: {prompt}", f"ties: {ties}", f"unparsed: {unparsed}",
-        "scores clamped to the range"])
+        *(["scores clamped to 1-10"] if settings.get("rating") != "best" else [])])
 
 
 # ----- results -----
@@ -151,7 +152,7 @@ def bench_result(run, rows, settings, k=1, method="first", ties="expected", seco
     rules and `lenient`, parse rate, biases, costs, protocol.
 
     rows: a whole samples.jsonl.  settings: the flags that made it.  method: "first" judgment of each item, "vote" or "guided".
-    `credits` {item: (credit, weight, cluster)} is for paired differences and is not written.
+    `credits` {item: (credit, weight, cluster)} of accuracy benchmarks is for paired differences and is not written.
     Choice: ReaLMistake's headline is the ROC-AUC over all its items (the paper names no average).
     """
     name, measures, reasons = bench_of(rows), report(rows), Counter(s["reason"] for r in rows for s in r["samples"])
@@ -187,8 +188,8 @@ def bench_result(run, rows, settings, k=1, method="first", ties="expected", seco
 
 
 def folder_results(run, folder, ties):
-    """Results of a folder: of each samples.jsonl in it or one level below (one judgment, or the k of Table 3), else of the
-    result files there; `folder` may be such a file."""
+    """Results of a folder: of each samples.jsonl in it or one level below (one judgment, or Voting@k for the k of
+    Table 3 and all samples), else of the result files there; `folder` may be such a file."""
     def named(method, k):
         return run + {"first": "", "vote": f", Voting@{k}", "guided": f", guided @{k}"}[method]
     folder, found = Path(folder), []
@@ -315,7 +316,7 @@ def draw_benches(results, path):
 
 
 def compare_benches(results, output):
-    """benchmarks.md, benchmarks.csv, results.json and figures of two or more results (or of one run's)."""
+    """Writes benchmarks.md, benchmarks.csv, results.json and the figures; returns the results with their paired differences."""
     table = {r["run"]: {} for r in results}
     for r in results:
         if r["benchmark"] in table[r["run"]]:

@@ -1,25 +1,26 @@
 r"""How good is a reward model? Accuracy with intervals, biases, and the curves of inference-time scaling (paper §5).
 
-Judges a test set greedily (the paper's default, temperature 0), each item in two opposite response orders, or reads the
-sample files that earlier runs wrote and compares them:
+Judges a test set greedily (the paper's default, temperature 0), each item in two opposite response orders, or compares
+what earlier runs wrote, samples or results of benchmarks:
 
     python eval.py --model toy_base/medium --output runs/toy/eval_base      # judge greedily, print the table
     python eval.py --runs base=runs/toy/eval_base grm=runs/toy/eval_rl voting=runs/toy/voting --output runs/toy/tables
     python eval.py --bench rewardbench,ppe,rmb:path/to/checkout,realmistake --model <hub id> --template full --output runs/grm
-    python eval.py --runs grm=runs/grm other=runs/other/result.json --output runs/table     # the same call compares results
+    python eval.py --runs grm=runs/grm other=runs/other/results.json --output runs/table
 
-Rules, stated because they move numbers: an item without a valid judgment is wrong (column `lenient`: a random pick
-instead); a tie at the top counts 1/t, the expectation of the paper's shuffle-then-argmax (of benchmarks --ties shuffle,
-which is the paper's rule, and --ties strict, a tie is wrong, stand beside it); n = 1 items are scored 1-10 and enter ROC-AUC
-only; Voting@k is the mean over the disjoint blocks of k among an item's samples. Intervals: 95 % bootstrap over items (over
-prompts where prompts repeat); comparisons are paired by item. The rules of each benchmark are in benches.py.
+Rules, stated because they move numbers:
+  - accuracy without voting is that of one judgment per item, in one random response order;
+  - an item without a valid judgment is wrong (`lenient`: a random pick instead);
+  - a tie of t responses at the top counts 1/t, the expectation of the paper's shuffle-then-argmax (`credit`, infer_scale.py);
+  - n = 1 items are scored 1-10 and enter ROC-AUC only;
+  - Voting@k is the mean over the disjoint blocks of k among an item's samples;
+  - intervals: 95 % bootstrap over items (over prompts where prompts repeat); comparisons are paired by item.
+The rules of each benchmark are in benches.py.
 """
 import argparse
 import csv
 import functools
 import io
-import math
-import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -27,45 +28,21 @@ import numpy as np
 
 import served
 from data import load_examples
-from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments
-from infer_scale import TIES, block_credits, credit, default_k_meta, item_credit, powers_of_two, sample_row
+from grm import TOY_BASE, add_judge_flags
+from infer_scale import TIES, chance, default_k_meta, item_credits, judge_set, mean, pick_best, powers_of_two  # noqa: F401
 from meta_rm import roc_auc
-from records import as_pairs
-from runs import (
-    UserError,
-    command_line,
-    git_commit,
-    in_chunks,
-    log_metrics,
-    open_run,
-    read_flags,
-    read_rows,
-    start_accelerator,
-    write_json,
-    write_text,
-)
+from runs import UserError, command_line, git_commit, read_flags, read_rows, start_accelerator, write_json, write_text
 
 BENCHMARKS = ("rewardbench", "ppe_preference", "ppe_correctness", "rmb")
 
 
 # ----- metrics -----
 
-def pick_best(scores, rng):
-    """Index of the best response, a tie broken at random (paper, App. D: shuffle, then argmax).
-
-    >>> import random
-    >>> pick_best([3, 9, 1], random.Random(0))
-    1
-    """
-    return rng.choice([i for i, s in enumerate(scores) if s == max(scores)])
-
-
 def bootstrap_ci(values, level=0.95, seed=0, clusters=None, draws=2000, weights=None):
     """(low, high): percentile bootstrap interval of the mean of `values`, resampling whole clusters where given.
 
-    Args:   values: (N,) one number per item.  clusters: (N,) labels, e.g. the prompt where prompts repeat.
-            weights: (N,) of a weighted mean, e.g. of a benchmark's sections.
-    Raises: ValueError without values.
+    Args: values: (N,) one number per item.  clusters: (N,) labels, e.g. the prompt where prompts repeat.
+          weights: (N,) of a weighted mean, e.g. of a benchmark's sections.
     """
     values = np.asarray(values, dtype=float)
     if values.size == 0:
@@ -117,61 +94,61 @@ def average_rank(table):
 
 # ----- one run: accuracy, parse rate, ties, position -----
 
-def mean(values):
-    values = list(values)
-    return sum(values) / len(values) if values else float("nan")
-
-
 def graded(rows):
     """Items that accuracy is defined on: n >= 2 with known rewards."""
     return [r for r in rows if r["n"] > 1 and r["rewards"]]
 
 
-def top(scores):
-    """Index of the only best response, or None (unparsed, or tied at the top)."""
+def single_judgments(rows):
+    """The graded rows with their sample 0 only: one judgment in one random response order."""
+    return [{**r, "samples": r["samples"][:1]} for r in graded(rows)]
+
+
+def verdict(scores):
+    """Index of the only best response, or None where the verdict is not clear (unparsed, or tied at the top)."""
     return scores.index(max(scores)) if scores and scores.count(max(scores)) == 1 else None
 
 
 def report(rows):
-    """Measures of single judgments. Accuracy, ties and AUC are those of sample 0 of each item (one random response order);
-    parse rate, position, length and tokens are over all samples of the run.
+    """Measures of single judgments. Accuracy, lenient, ties and AUC are those of sample 0 of each item; parse rate, position,
+    length and tokens are over all samples of the run.
 
     first_position: share of clear verdicts for the response shown first, to compare with first_expected, the mean of 1/n.
-    swap_consistency: share of items on which two judgments that saw opposite orders name the same response.
+    swap_consistency: share of items whose first two samples, where they saw opposite orders, both clearly name one response.
     longest: share of clear verdicts for the longest response, beside longest_wins, the accuracy of always picking it.
     position_bias, length_bias: how much more often a clear verdict names the first (the longest) response than chance (the
     truth) would, on the same items; a bias is there where the interval _low.._high leaves 0 out.
+    auc_single: ROC-AUC of n = 1 items by `single_scores`, so an unparsed one loses all its comparisons.
     """
-    first = [(r, r["samples"][0]) for r in graded(rows)]
-    credits = [credit(s["scores"], r["rewards"]) for r, s in first]
-    singles = [r for r in rows if r["n"] == 1 and r["rewards"] and r["samples"][0]["scores"]]
-    clear = [(r, s, top(s["scores"])) for r in graded(rows) for s in r["samples"] if top(s["scores"]) is not None]
+    alone = single_judgments(rows)
+    credits, singles = list(item_credits(alone).values()), [r for r in rows if r["n"] == 1 and r["rewards"]]
+    clear = [(r, s, verdict(s["scores"])) for r in graded(rows) for s in r["samples"] if verdict(s["scores"]) is not None]
     swapped = []
     for r in graded(rows):
         pair = r["samples"][:2]
         if len(pair) == 2 and pair[0]["permutation"] == pair[1]["permutation"][::-1]:
-            swapped.append(top(pair[0]["scores"]) is not None and top(pair[0]["scores"]) == top(pair[1]["scores"]))
+            swapped.append(verdict(pair[0]["scores"]) is not None and verdict(pair[0]["scores"]) == verdict(pair[1]["scores"]))
     samples = [s for r in rows for s in r["samples"]]
-    low, high = bootstrap_ci(credits, clusters=clusters_of(graded(rows))) if credits else (float("nan"), float("nan"))
+    low, high = bootstrap_ci(credits, clusters=clusters_of(alone)) if credits else (float("nan"), float("nan"))
     biases = {"position": [(s["permutation"][0] == best) - 1 / r["n"] for r, s, best in clear],
               "length": [is_longest(r, best) - is_longest(r, r["rewards"].index(max(r["rewards"]))) for r, _, best in clear]}
     found = {}
     for kind, excess in biases.items():
-        ends = bootstrap_ci(excess, clusters=[r["id"] for r, _, _ in clear]) if clear else (float("nan"), float("nan"))
+        labels = [r.get("cluster") or r.get("of", r["id"]) for r, _, _ in clear]
+        ends = bootstrap_ci(excess, clusters=labels) if clear else (float("nan"), float("nan"))
         found |= {f"{kind}_bias": mean(excess), f"{kind}_bias_low": ends[0], f"{kind}_bias_high": ends[1]}
     longest = [r["response_lengths"].index(max(r["response_lengths"])) for r in graded(rows)]
     return {
-        "items": len(first), "accuracy": mean(credits), "low": low, "high": high,
-        "lenient": mean(c if s["scores"] else 1 / r["n"] for (r, s), c in zip(first, credits, strict=True)),
-        "chance": mean(1 / r["n"] for r, _ in first),
+        "items": len(credits), "accuracy": mean(credits), "low": low, "high": high,
+        "lenient": mean(item_credits(alone, ties="lenient").values()), "chance": chance(alone),
         "parse_rate": mean(s["scores"] is not None for s in samples),
-        "tie_rate": mean(s["scores"] is not None and top(s["scores"]) is None for _, s in first),
+        "tie_rate": mean(s["scores"] is not None and verdict(s["scores"]) is None for r in alone for s in r["samples"]),
         "first_position": mean(s["permutation"][0] == best for _, s, best in clear),
         "first_expected": mean(1 / r["n"] for r, _, _ in clear),
         "swap_consistency": mean(swapped),
         "longest": mean(is_longest(r, best) for r, _, best in clear),
         "longest_wins": mean(r["rewards"][i] == max(r["rewards"]) for r, i in zip(graded(rows), longest, strict=True)),
-        "auc_single": roc_auc([r["samples"][0]["scores"][0] for r in singles], [r["rewards"][0] for r in singles]),
+        "auc_single": roc_auc([single_scores(r)[0] for r in singles], [r["rewards"][0] for r in singles]),
         "tokens": mean(s["tokens"] for s in samples), **found,
     }
 
@@ -181,9 +158,9 @@ def is_longest(row, i):
 
 
 def clusters_of(rows):
-    """Labels for the cluster bootstrap, or None where every prompt stands alone."""
-    return [r["cluster"] if r.get("cluster") is not None else r["id"] for r in rows] if any(
-        r.get("cluster") is not None for r in rows) else None
+    """Labels of the items of `item_credits` for the cluster bootstrap, or None where every prompt stands alone."""
+    found = {r.get("of", r["id"]): r.get("cluster") for r in rows}
+    return None if set(found.values()) <= {None} else [i if c is None else c for i, c in found.items()]
 
 
 def by_domain(rows):
@@ -196,7 +173,7 @@ def by_domain(rows):
 # ----- curves over k, from one sample file -----
 
 def curve(rows, label):
-    """Rows (method, k, k_meta, accuracy, low, high, tokens per item) for every k in one file of samples."""
+    """Rows (run, method, k, k_meta, accuracy, low, high, tokens per item, items) for every k in one file of samples."""
     items = graded(rows)
     if not items:
         raise UserError(f"{label}: no item with n >= 2 and rewards, so there is no accuracy")
@@ -206,32 +183,22 @@ def curve(rows, label):
     table = []
     for method in methods:
         for k in powers_of_two(k_max):
-            values = [item_credit(r, k, method) for r in items]
+            values = list(item_credits(items, k, method).values())
             low, high = bootstrap_ci(values, clusters=clusters_of(items))
-            table.append({"run": label, "method": method, "k": k, "k_meta": default_k_meta(k) if method in ("guided", "random")
-                          else "", "accuracy": mean(values), "low": low, "high": high, "tokens": tokens * k, "items": len(items)})
+            k_meta = default_k_meta(k) if method in ("guided", "random") else ""
+            table.append({"run": label, "method": method, "k": k, "k_meta": k_meta, "accuracy": mean(values), "low": low,
+                          "high": high, "tokens": tokens * k * len(items) / len(values), "items": len(values)})
     return table
 
 
 # ----- one benchmark (§5, App. D); its sections, weights and what makes it whole are in benches.py -----
 
-def item_credits(rows, k=1, method="vote", ties="expected"):
-    """{item: credit, mean over the blocks of k}. Rows that are the pairs of one best-of-N item must all be won.
-
-    ties: a rule of `credit`, or "lenient": 1/t, and an item without a valid judgment counts as a random pick.
-    """
-    parts = defaultdict(list)
-    for r in rows:
-        values = block_credits(r, k, method, ties="expected" if ties == "lenient" else ties)
-        if ties == "lenient":
-            values = [v if any(s["scores"] for s in r["samples"][b * k:b * k + k]) else 1 / r["n"] for b, v in enumerate(values)]
-        parts[r.get("of", r["id"])].append(values)
-    return {item: mean(math.prod(block) for block in zip(*pairs, strict=True)) for item, pairs in parts.items()}
-
-
 def single_scores(row, k=1, method="vote"):
-    """Score of a single response in each block of k: Eq. 14 divided by the number of valid judgments, since items are compared
-    with each other here. Choice: an item without any loses all its comparisons."""
+    """Score of a single response (n = 1) in each block of k.
+
+    Choice: Eq. 14 divided by the number of valid judgments, because ROC-AUC compares items with each other; an item without
+    any loses all its comparisons.
+    """
     found = []
     for start in range(0, len(row["samples"]) - k + 1, k):
         valid = [j for j in range(start, start + k) if row["samples"][j]["scores"]]
@@ -316,7 +283,7 @@ def write_csv(path, rows):
 
 
 def print_table(rows, columns):
-    """Fractions as percent, the rest as it is."""
+    """Fractions (0..1) as percent, the rest as it is; "-" for None."""
     percent = {"accuracy", "low", "high", "lenient", "chance", "parse_rate", "tie_rate", "first_position", "first_expected",
                "swap_consistency", "longest", "longest_wins", "auc_single",
                "difference_low", "difference_high", "random", "attack_wins"}
@@ -348,82 +315,60 @@ def main():
     parser.add_argument("--data", default="toy", help="toy, a .jsonl file, or a name that data.py knows")
     parser.add_argument("--bench", help="instead of --data: rewardbench,ppe,rmb,realmistake or some of these (ppe is "
                         "ppe_preference,ppe_correctness), each NAME, NAME@REVISION or NAME:PATH; a folder in --output each")
-    parser.add_argument("--revision", help="commit of the hub's data set, where --bench names one")
+    parser.add_argument("--revision", help="commit of the hub's data set, where --bench names only one set")
     parser.add_argument("--split", default="test", help="split of the data set")
     parser.add_argument("--domain", help="only this domain")
     parser.add_argument("--output", default="runs/toy/eval", help="run folder; of --runs: folder of the tables and figure")
     parser.add_argument("--runs", nargs="+", metavar="NAME=FOLDER", help="compare runs of eval.py and infer_scale.py instead; of "
                         "benchmarks also result files, and folders of several (parts of one run may share a NAME)")
-    parser.add_argument("--ties", default="expected", choices=TIES, help="tie at the top: 1/t, the paper's shuffle, or wrong")
+    parser.add_argument("--ties", default="expected", choices=TIES, help="tie at the top in a benchmark: 1/t, the paper's "
+                        "shuffle, or wrong (other data: always 1/t)")
     parser.add_argument("--bon", choices=["list", "pairs"], help="items with n > 2: one list prompt (default, as the paper), or "
                         "the best response against each other one, all to be won (App. E.1.1)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (paper's default outside of voting)")
     parser.add_argument("--rating", default="1-10", help="1-10, or best for an LLM-as-a-Judge")
     parser.add_argument("--seed", type=int, default=0, help="seed of the response orders (and of sampling)")
-    parser.add_argument("--limit", type=int, help="only the first items (of a benchmark: evenly spaced ones); marked as partial")
+    parser.add_argument("--limit", type=int, help="so many items: the first, of a named set evenly spaced; marked as partial")
     parser.add_argument("--chunk_size", type=int, default=256, help="items per chunk (the unit of work and of resuming)")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
     served.add_endpoint_flags(parser)
     args = served.check_endpoint(read_flags(parser))
+    if args.revision and not args.bench:
+        raise UserError("--revision goes with --bench; with --data give NAME@REVISION")
     if args.runs:  # compare what is there
         return compare_folders(args.runs, Path(args.output), args.ties)
 
-    # 1. data and model
+    # 1. two judgments of every item, in opposite response orders
     accelerator = start_accelerator()
     load = functools.cache(lambda: served.load_judge(args, args.model, accelerator.device))  # once for all benchmarks
+
+    def judge_both_ways(args, output):
+        examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
+        return judge_set(args, output, examples, 2, accelerator, load, orders="opposite")[1]
     if args.bench:  # imported here, because benches.py measures with the functions above
         from benches import compare_benches, folder_results, parse_benches
         for name, data in parse_benches(args.bench, args.revision).items():
-            judge_set(argparse.Namespace(**{**vars(args), "data": data, "bench": None, "revision": None}),
-                      Path(args.output) / name, accelerator, load)
+            its = argparse.Namespace(**{**vars(args), "data": data, "bench": None, "revision": None})
+            judge_both_ways(its, Path(args.output) / name)
         if accelerator.is_main_process:
             for r in compare_benches(folder_results(Path(args.output).name, args.output, args.ties), Path(args.output)):
                 write_json(Path(args.output) / r["benchmark"] / "result.json", r)
         return
     output = Path(args.output)
-    rows = judge_set(args, output, accelerator, load)
+    rows = judge_both_ways(args, output)
 
-    # 3. the table
+    # 2. the table
     if accelerator.is_main_process:
         if not graded(rows):
             raise UserError(f"{args.data}: no item with n >= 2 and rewards; python grm.py --data scores items without truth")
         table = main_table({output.name: rows})
         print_table(table, SHORT)
         if args.limit:
-            print(f"partial run: the first {args.limit} items")
+            print(f"partial run: --limit {args.limit}")
         write_csv(output / "table.csv", table)
         write_json(output / "summary.json", {"model": args.model, "data": args.data, "temperature": args.temperature,
                                              "partial": bool(args.limit), "commit": git_commit(), **table[0]})
-
-
-def judge_set(args, output, accelerator, load):
-    """Rows of output/samples.jsonl, made unless it is there; a killed run continues."""
-    with accelerator.main_process_first():
-        output = open_run(output, args, accelerator.num_processes, accelerator.is_main_process)
-    examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
-    if args.rating == "best":
-        examples = [e for e in examples if len(e.responses) > 1]
-    if not examples:
-        raise UserError(f"{args.data}: only single responses, of which a judge cannot select the best (Eq. 3); use --rating 1-10")
-    if args.bon == "pairs":
-        examples = as_pairs(examples)
-
-    # 2. two judgments of every item, in opposite orders
-    if not (output / "samples.jsonl").exists():
-        model, tokenizer = load()
-
-        def judge(chunk):
-            started = time.time()
-            judged = sample_judgments(model, tokenizer, chunk, 2, args.temperature, args.seed, rating=args.rating, clamp=True,
-                                      orders="opposite", skip_long=args.skip_bad, **judge_options(args))
-            log_metrics(output, stage="judging", seconds=time.time() - started, items=len(chunk), judgments=2 * len(chunk))
-            return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
-        in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")
-    rows = read_rows(output / "samples.jsonl")
-    if [r["id"] for r in rows] != [e.id for e in examples]:
-        raise UserError(f"{output}/samples.jsonl has other items than {args.data} has now; add --overwrite to judge again")
-    return rows
 
 
 def compare_folders(words, output, ties):
@@ -449,13 +394,14 @@ def compare(runs, output, command):
     write_csv(output / "table.csv", table)
     first, *others = runs
     for name in others:
-        credits = [{r["id"]: credit(r["samples"][0]["scores"], r["rewards"]) for r in graded(runs[n])} for n in (first, name)]
+        credits = [item_credits(single_judgments(runs[n])) for n in (first, name)]
         common = [i for i in credits[0] if i in credits[1]]
         if common:
-            low, high = paired_ci(*[[c[i] for i in common] for c in credits])
+            shared = [r for r in graded(runs[first]) if r.get("of", r["id"]) in credits[1]]
+            low, high = paired_ci(*[[c[i] for i in common] for c in credits], clusters=clusters_of(shared))
             print(f"{name} - {first}, single judgments: [{100 * low:+.1f}, {100 * high:+.1f}] points on {len(common)} items")
     points = [row for name, rows in runs.items() if len(rows[0]["samples"]) > 2 for row in curve(rows, name)]
-    flat = {name: report(rows)["accuracy"] for name, rows in runs.items() if len(rows[0]["samples"]) <= 2}
+    flat = {r["run"]: r["accuracy"] for r in table if r["domain"] == "all" and len(runs[r["run"]][0]["samples"]) <= 2}
     if points:
         print()
         print_table(points, ["run", "method", "k", "k_meta", "accuracy", "low", "high", "tokens"])

@@ -121,11 +121,11 @@ def reliability(logits, labels, bins=5):
     return table
 
 
-def separation(pairs):
-    """Count, balance, accuracy and AUC of (logit, label, ...) rows."""
-    logits, labels = [p[0] for p in pairs], [p[1] for p in pairs]
-    return {"count": len(pairs), "positive": sum(labels) / len(pairs), "auc": roc_auc(logits, labels),
-            "accuracy": sum((z > 0) == bool(y) for z, y in zip(logits, labels, strict=True)) / len(pairs)}
+def separation(rows):
+    """Count, share of correct ones, ROC-AUC and accuracy (at logit 0) of (logit, label, ...) rows."""
+    logits, labels = [r[0] for r in rows], [r[1] for r in rows]
+    return {"count": len(rows), "positive": sum(labels) / len(rows), "auc": roc_auc(logits, labels),
+            "accuracy": sum((z > 0) == bool(y) for z, y in zip(logits, labels, strict=True)) / len(rows)}
 
 
 # [repeated in: spct_rft.py]
@@ -248,8 +248,9 @@ def main():
             in_chunks(output / "grm_judgments.jsonl", examples, judge, accelerator, 128, "sampling from the GRM")
         for row in read_rows(output / "grm_judgments.jsonl"):
             judged += [("grm", row["id"], *j) for j in row["judgments"]]
-    # n = 1 judgments are graded 0-1 in training, so only those have labels; at inference 1-10 judgments of single responses
-    # are never guided. Choice: the items that RFT found too easy stay in, positives would be scarce without them.
+    # Pitfall: single responses are judged 0-1 here, as in training, for Eq. 10 to label them; 1-10 judgments of single
+    # responses (ReaLMistake) are unlike anything that the meta RM learned from.
+    # Choice: the items that RFT found too easy stay in, positives would be scarce without them.
     parsed = [j for j in judged if j[4] is not None]  # Choice: unparsed judgments never vote, so they are not learned from
     labels = [float(is_correct(scores, by_id[i].rewards)) for _, i, _, _, scores in parsed]
     # Pitfall: held out by item, so that no item has judgments on both sides.

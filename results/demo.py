@@ -12,7 +12,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
 import eval as evaluation  # noqa: E402
-from infer_scale import item_credit  # noqa: E402
+from infer_scale import credit, item_credit  # noqa: E402
 from runs import command_line, read_json, read_rows, write_json  # noqa: E402
 
 
@@ -63,7 +63,7 @@ def summarise(out, seed, seconds):
     """The numbers of summary.json, from the sample files alone; accuracies as fractions, intervals 95 %, paired by item."""
     rows = {name: read_rows(out / folder / "samples.jsonl") for name, folder in
             (("base", "eval_base"), ("rft", "eval_rft"), ("grm", "eval_grm"), ("voting", "voting"))}
-    greedy = {name: [evaluation.credit(r["samples"][0]["scores"], r["rewards"]) for r in evaluation.graded(rows[name])]
+    greedy = {name: [credit(r["samples"][0]["scores"], r["rewards"]) for r in evaluation.graded(rows[name])]
               for name in ("base", "rft", "grm")}
     votes = evaluation.graded(rows["voting"])
     k_max = len(votes[0]["samples"])

@@ -19,7 +19,7 @@ sys.path.insert(0, str(HERE))
 os.chdir(HERE)
 import eval as evaluation  # noqa: E402
 from grm import is_correct  # noqa: E402
-from infer_scale import item_credit, powers_of_two  # noqa: E402
+from infer_scale import credit, item_credit, powers_of_two  # noqa: E402
 from runs import command_line, git_commit, read_json, read_rows, write_text  # noqa: E402
 from toy import DOMAINS  # noqa: E402
 
@@ -129,7 +129,7 @@ def over_seeds(seeds, name, credit_of, domain=None):
 
 
 def greedy_credit(row):
-    return evaluation.credit(row["samples"][0]["scores"], row["rewards"])
+    return credit(row["samples"][0]["scores"], row["rewards"])
 
 
 def voting_credit(k, method="vote", k_meta=None):

@@ -1,11 +1,17 @@
 """Metrics by hand, interval properties, the paper's averages, and judges with a known bias."""
+import json
 import random
+import re
+import shutil
+import sys
 
 import numpy as np
 import pytest
 
 import eval as evaluation
+import infer_scale
 from eval import bootstrap_ci, overall, paired_ci, pick_best, report, roc_auc
+from runs import read_rows, save_model
 
 
 def make_rows(judge, count=400, n=2, seed=0, swap=True):
@@ -114,6 +120,42 @@ def test_single_responses_enter_auc_only():
     assert r["items"] == 20 and r["auc_single"] == 1.0
 
 
+def row(id, *samples, rewards=(1, 0), **more):
+    """A line of samples.jsonl; samples are lists of scores in the original order, or None."""
+    return {"id": id, "domain": "a", "n": len(rewards), "rewards": list(rewards), "response_lengths": [5] * len(rewards), "cluster": None,
+            "samples": [{"permutation": list(range(len(rewards))), "scores": s, "reason": "ok", "tokens": 5, "text": ""} for s in samples], **more}
+
+
+def test_an_unparsed_single_response_loses_all_its_comparisons():
+    rows = [row("0", None, rewards=(1,)), row("1", [7], rewards=(1,)), row("2", [7], rewards=(0,)), row("3", [2], rewards=(0,))]
+    assert report(rows)["auc_single"] == pytest.approx((0 + 0 + 0.5 + 1) / 4)
+
+
+def test_pairs_of_a_best_of_n_item_must_all_be_won_on_any_data(tmp_path, capsys):
+    pairs = [row("a#1", [9, 1], [9, 1], of="a"), row("a#2", [9, 1], [1, 9], of="a"), row("b#1", [9, 1], None, of="b"),
+             row("b#2", None, [2, 2], of="b")]
+    r = report(pairs)
+    assert (r["items"], r["accuracy"], r["chance"], r["lenient"], r["parse_rate"]) == (2, 0.5, 0.25, 0.75, 0.75)
+    assert r["tie_rate"] == 0 and r["low"] == 0 and r["high"] == 1  # an interval over two items, not over four rows
+    table = {(p["method"], p["k"]): (p["accuracy"], p["items"]) for p in evaluation.curve(pairs, "x")}
+    assert table["vote", 1] == ((1 + 0 + 0 + 0) / 4, 2) and table["vote", 2] == (0.5, 2)
+    lists = [row("a", [9, 1, 2], [9, 1, 2], rewards=(1, 0, 0)), row("b", [9, 1, 2], [9, 1, 2], rewards=(1, 0, 0))]
+    evaluation.compare({"pairs": pairs, "list": lists}, tmp_path, "eval.py --runs ...")
+    assert "on 2 items" in capsys.readouterr().out, "one list and its pairs are the same item"
+
+
+def test_differences_between_runs_are_resampled_by_prompt(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "draw_curves", lambda *args: None)
+
+    def width(repeats):
+        first = [row(str(i), [1, 9], cluster=f"p{i // repeats}") for i in range(200)]
+        second = [row(str(i), [9, 1] if (i // 20) % 2 else [1, 9], cluster=f"p{i // repeats}") for i in range(200)]
+        evaluation.compare({"a": first, "b": second}, tmp_path, "")
+        low, high = re.search(r"b - a, single judgments: \[(.*), (.*)\] points on 200 items", capsys.readouterr().out).groups()
+        return float(high) - float(low)
+    assert width(20) > 3 * width(1)
+
+
 def test_table_csv_and_figure_are_written(tmp_path):
     rows = make_rows(lambda shown, rng: [1 + round(9 * q) for q, _ in shown], count=20)
     many = [r | {"samples": r["samples"] * 4, "meta_logits": [0.5] * 8} for r in rows]
@@ -121,3 +163,39 @@ def test_table_csv_and_figure_are_written(tmp_path):
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     header, *lines = (tmp_path / "curve.csv").read_text().splitlines()
     assert header.startswith("run,method,k,k_meta,accuracy,low,high") and len(lines) == 16
+
+
+def test_wrong_use_of_flags_is_said(monkeypatch, capsys, tmp_path):
+    single = tmp_path / "single.jsonl"
+    single.write_text('{"id": "a", "prompt": "Which ?", "responses": ["good"], "rewards": [1]}\n')
+    for main, flags, said in [(evaluation.main, ["--data", "rewardbench", "--revision", "abc"], "NAME@REVISION"),
+                              (evaluation.main, ["--data", str(single), "--rating", "best"], "only single responses"),
+                              (infer_scale.main, ["--data", str(single), "--rating", "best"], "only single responses")]:
+        monkeypatch.setattr(sys, "argv", ["x.py", *flags, "--output", str(tmp_path / said)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == 2 and said in capsys.readouterr().err
+        shutil.rmtree(tmp_path / said, ignore_errors=True)
+
+
+def test_pairs_on_the_command_line(monkeypatch, capsys, tmp_path, tiny_model, toy_tokenizer):
+    save_model(tmp_path / "model", tiny_model(), toy_tokenizer)
+    items = [{"id": f"i{i}", "prompt": "Which ?", "responses": ["good", "bad", "worse"], "rewards": [1, 0, 0]} for i in range(4)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    common = ["--model", tmp_path / "model", "--data", tmp_path / "items.jsonl", "--bon", "pairs", "--max_new_tokens", 4, "--output"]
+    monkeypatch.setattr(sys, "argv", list(map(str, ["eval.py", *common, tmp_path / "greedy"])))
+    evaluation.main()
+    summary = json.loads((tmp_path / "greedy" / "summary.json").read_text())
+    assert (summary["items"], summary["chance"]) == (4, 0.25)
+    monkeypatch.setattr(sys, "argv", list(map(str, ["infer_scale.py", *common, tmp_path / "voting", "--k", 2])))
+    infer_scale.main()
+    out = capsys.readouterr().out
+    assert "4 items with n >= 2" in out and "chance 0.250" in out
+    greedy, voting = (read_rows(tmp_path / name / "samples.jsonl") for name in ("greedy", "voting"))
+    assert len(greedy) == len(voting) == 8 and {len(r["samples"]) for r in greedy + voting} == {2}
+    assert all(r["samples"][0]["permutation"] == r["samples"][1]["permutation"][::-1] for r in greedy)
+    with open(tmp_path / "items.jsonl", "a") as file:
+        file.write(json.dumps({**items[0], "id": "new"}) + "\n")
+    with pytest.raises(SystemExit):
+        infer_scale.main()
+    assert "has other items" in capsys.readouterr().err
