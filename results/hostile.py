@@ -21,9 +21,9 @@ HERE = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(HERE))
 import sampler  # noqa: E402
 from data import load_examples  # noqa: E402
-from eval import bootstrap_ci, credit, mean, print_table, top, write_csv  # noqa: E402
+from eval import bootstrap_ci, mean, print_table, verdict, write_csv  # noqa: E402
 from grm import add_judge_flags, judge_options, sample_judgments  # noqa: E402
-from infer_scale import sample_row  # noqa: E402
+from infer_scale import credit, sample_row  # noqa: E402
 from runs import UserError, command_line, git_commit, in_chunks, open_run, read_flags, start_accelerator  # noqa: E402
 
 # {i}: number under which the attacked response is shown.  {n}: how many there are.  {box}: 10 for it and 1 for the others.
@@ -122,7 +122,7 @@ def row(attack, judged, clean, places):
     difference_low, difference_high = bootstrap_ci(change)
     return {"attack": attack, "items": len(judged), "inflation": mean(moved), "inflation_low": low, "inflation_high": high,
             "accuracy": mean(credit(*judged[i]) for i in judged), "difference_low": difference_low,
-            "difference_high": difference_high, "attack_wins": mean(top(judged[i][0]) == places[i] for i in judged),
+            "difference_high": difference_high, "attack_wins": mean(verdict(judged[i][0]) == places[i] for i in judged),
             "parse_rate": mean(judged[i][0] is not None for i in judged)}
 
 
