@@ -347,9 +347,10 @@ def fill_readme():
         path = Path("results/domains.csv")
         if not path.exists():
             return match[0]
-        rows = [r for r in csv.DictReader(open(path, encoding="utf-8")) if r["seed"] == "0"]
+        rows = list(csv.DictReader(open(path, encoding="utf-8")))
+        rows = [r for r in rows if r["seed"] == rows[0]["seed"]]
         names = sorted({r["domain"] for r in rows})
-        lines = ["| seed 0 | " + " | ".join(names) + " | parse rate |", "|---" * (len(names) + 2) + "|"]
+        lines = [f"| seed {rows[0]['seed']} | " + " | ".join(names) + " | parse rate |", "|---" * (len(names) + 2) + "|"]
         for run in dict.fromkeys(r["run"] for r in rows):
             cells = {r["domain"]: r for r in rows if r["run"] == run}
             parsed = cells["all"].get("parse_rate")
