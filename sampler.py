@@ -9,6 +9,7 @@ Parallel sampling is what the paper scales, and judgments share most of their in
 """
 import dataclasses
 import hashlib
+import importlib.util
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging as transformers_logging
 
-from runs import UserError
+from runs import UserError, in_bf16
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -40,6 +41,8 @@ def find_model(name, trust_remote_code=False):
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"model {name} does not exist")
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"model {name}: reading .gguf files needs one more package; pip install gguf")
         name, where["gguf_file"] = str(path.parent), path.name
     elif path.exists():
         if not (path / "config.json").is_file():
@@ -74,18 +77,19 @@ def load_tokenizer(name, trust_remote_code=False):
 def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, trust_remote_code=False, **options):
     """(model, tokenizer) of a hub id, a local folder or a .gguf file, in eval mode.
 
-    dtype defaults to bf16 on a GPU and fp32 on a CPU. Raises UserError naming what is missing.
+    dtype defaults to bf16 on a GPU and fp32 on a CPU (runs.in_bf16). Raises UserError naming what is missing.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if str(device).startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32)
+    dtype = dtype or (torch.bfloat16 if in_bf16(device) else torch.float32)
     tokenizer, where = load_tokenizer(name, trust_remote_code), find_model(name, trust_remote_code)
     try:
         # Pitfall: weights in any other format than safetensors could run code while they are loaded.
         model = auto_class.from_pretrained(dtype=dtype, use_safetensors=True, **where, **options)
     except Exception as error:  # the library raises many types here too (a file cut short, another library's format, ...)
         raise UserError(f"model {name} could not be loaded ({first_line(error)})") from None
-    if "gguf_file" in where and hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights are dequantised now, and save_pretrained refuses otherwise
+    if "gguf_file" in where:  # the weights are dequantised now; Pitfall: save_pretrained refuses while these marks are there
+        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config", None)
     return model.to(device).eval(), tokenizer
 
 
