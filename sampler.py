@@ -77,8 +77,11 @@ def load_tokenizer(name, trust_remote_code=False):
 def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, trust_remote_code=False, **options):
     """(model, tokenizer) of a hub id, a local folder or a .gguf file, in eval mode.
 
-    dtype defaults to bf16 on a GPU and fp32 on a CPU (runs.in_bf16). Raises UserError naming what is missing.
+    dtype defaults to bf16 on a GPU and fp32 on a CPU (runs.in_bf16). The environment variable SPCT_ATTN chooses the library's
+    attn_implementation (default: its own choice, sdpa mostly). Raises UserError naming what is missing.
     """
+    if os.environ.get("SPCT_ATTN"):
+        options.setdefault("attn_implementation", os.environ["SPCT_ATTN"])
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.bfloat16 if in_bf16(device) else torch.float32)
     tokenizer, where = load_tokenizer(name, trust_remote_code), find_model(name, trust_remote_code)
@@ -463,6 +466,7 @@ class TokenLogp(torch.nn.Module):
     def __init__(self, model, pad_id, chunk=2048):
         super().__init__()
         self.model, self.pad_id, self.chunk = model, pad_id, chunk
+        self.scale = logit_scale(model)
         for module in model.modules():  # Pitfall: dropout in the update would make the ratio of GRPO differ from 1
             for name in {"p", "dropout", "attention_dropout"} & vars(module).keys():
                 if isinstance(getattr(module, name), float):
@@ -494,10 +498,7 @@ class TokenLogp(torch.nn.Module):
         return logp, entropy, mask
 
     def project(self, hidden, ids, temperature):
-        logits = self.model.get_output_embeddings()(hidden).float()                                          # (N, V)
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        if cap:  # Gemma 2
-            logits = torch.tanh(logits / cap) * cap
+        logits = head_logits(self.model, hidden, self.scale)                                                 # (N, V)
         # Pitfall: the log-probabilities of the tempered distribution that was sampled from.
         logp = (logits / temperature).log_softmax(-1)
         with torch.no_grad():
@@ -513,6 +514,30 @@ class TokenLogp(torch.nn.Module):
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         hidden = backbone(self.model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         return hidden.last_hidden_state[:, -width - 1:-1]
+
+
+def head_logits(model, hidden, scale):
+    """Logits (N, V) in fp32 of last hidden states (N, D), without a second pass through the model."""
+    logits = model.get_output_embeddings()(hidden).float() * scale
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits  # Gemma 2
+
+
+@torch.no_grad()
+def logit_scale(model):
+    """The factor between the vocabulary projection and the logits: 1 for most models; Granite divides, Cohere multiplies.
+
+    Pitfall: a model that does anything else to its logits would be trained on wrong probabilities without a sign of it, so
+    one forward pass of two tokens compares. Raises UserError if the factor does not explain the model's own logits.
+    """
+    ids = torch.tensor([[1, 2]], device=next(model.parameters()).device)
+    logits, hidden = model(input_ids=ids).logits[0].float(), backbone(model)(input_ids=ids).last_hidden_state[0]
+    divided, times = (getattr(model.config, name, None) for name in ("logits_scaling", "logit_scale"))
+    for scale in (1.0, *([1 / divided] if divided else []), *([times] if times else [])):
+        if torch.allclose(head_logits(model, hidden, scale), logits, rtol=0.02, atol=0.02 * float(logits.std())):
+            return scale
+    raise UserError(f"{type(model).__name__} changes its logits in a way that sampler.py does not know (config: logits_scaling "
+                    f"{divided}, logit_scale {times}); RL needs its exact log-probabilities: add the rule to head_logits")
 
 
 def completion_states(model, prompts, completions, source, pad_id):
