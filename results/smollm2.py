@@ -9,7 +9,7 @@ r"""The whole recipe on a small open model and real preferences: SmolLM2-135M-In
 
 Stages: split by prompt -> warm-up -> RFT -> RL -> meta RM -> voting, greedy evaluation after each. Every stage is one command
 of ours, printed before it runs; finished ones are skipped, killed ones continue. Writes runs/smollm2/stages.jsonl (command,
-commit, seconds, peak memory), results/smollm2.csv and results/smollm2_judgments.md.
+commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv and results/smollm2_judgments.md.
 
 # Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does not (parse rate of the row
 # "as it is"), so there is nothing to select. The format warm-up below is a cold start before the cold start: SFT on judgments
@@ -17,13 +17,13 @@ commit, seconds, peak memory), results/smollm2.csv and results/smollm2_judgments
 # of its own. No general instruction data (the paper's 85 %), and a short template of our own.
 """
 import argparse
-import json
 import os
 import random
 import re
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ import torch  # noqa: E402
 
 import sampler  # noqa: E402
 from data import load_examples, opening_hash  # noqa: E402
-from eval import bootstrap_ci, clusters_of, paired_ci, report, write_csv  # noqa: E402
+from eval import bootstrap_ci, clusters_of, paired_ci, print_table, report, write_csv  # noqa: E402
 from grm import build_prompt, encode_chat  # noqa: E402
 from infer_scale import credit, item_credit  # noqa: E402
 from runs import (  # noqa: E402
@@ -166,6 +166,109 @@ def run_stage(name, command, out):
         "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "threads": os.environ.get("SPCT_THREADS", "all")}])
 
 
+# ----- tables -----
+
+GREEDY = {"as it is": "eval_base", "after the format warm-up": "eval_warmup", "GRM-RFT": "eval_rft", "GRM (RL)": "eval_rl"}
+
+
+def result_rows(out):
+    """Rows of results/smollm2.csv, from the sample files that are there. Accuracy is that of one judgment in a random response
+    order; `both_orders` is the mean over the two opposite orders, so a judge that goes by position scores chance exactly."""
+    samples = {name: read_rows(out / folder / "samples.jsonl") for name, folder in {**GREEDY, "voting": "voting"}.items()}
+    found = next(rows for rows in samples.values() if rows)
+    clusters, rows = clusters_of(found), []
+
+    def row(name, values, against=None, **more):
+        low, high = bootstrap_ci(values, clusters=clusters)
+        rows.append({"run": name, "items": len(values), "accuracy": sum(values) / len(values), "low": low, "high": high, **more})
+        if against:
+            difference = paired_ci(credits[against], values, clusters=clusters)
+            rows[-1] |= {"against": against, "difference_low": difference[0], "difference_high": difference[1]}
+    row("chance", [1 / r["n"] for r in found])
+    row("longest wins", [credit(r["response_lengths"], r["rewards"]) for r in found])
+    row("shortest wins", [credit([-length for length in r["response_lengths"]], r["rewards"]) for r in found])
+    credits, last = {}, None
+    for name in GREEDY:
+        if samples[name]:
+            credits[name] = [credit(r["samples"][0]["scores"], r["rewards"]) for r in samples[name]]
+            both = [sum(credit(s["scores"], r["rewards"]) for s in r["samples"]) / 2 for r in samples[name]]
+            measured = report(samples[name])
+            row(name, credits[name], last, both_orders=sum(both) / len(both), **{c: measured[c] for c in (
+                "parse_rate", "tie_rate", "first_position", "swap_consistency", "tokens")})
+            last = name
+    votes = samples["voting"]
+    if votes:
+        k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
+        guided = all("meta_logits" in r for r in votes)
+        for method, size in [("vote", 1), ("vote", k)] + ([("guided", k), ("random", k)] if guided else []) + [("oracle", k)]:
+            row(f"{method} @{size}", [item_credit(r, size, method) for r in votes], last if method != "oracle" else None,
+                parse_rate=parsed)
+    return rows
+
+
+def cost_rows(out):
+    """Seconds, peak memory and tokens per second of every stage, as measured while it ran."""
+    rows = []
+    for stage in read_rows(out / "stages.jsonl"):
+        name = stage["stage"]
+        metrics = read_rows(out / {"guided": "voting"}.get(name, name) / "metrics.jsonl")
+        sampled = [m for m in metrics if m.get("judgments")] if name in ("voting", *GREEDY.values()) else []
+        updates = [m for m in metrics if m.get("tokens") and m.get("step")]
+        rows.append({"stage": name, "seconds": stage["seconds"], "cpu_seconds": stage["cpu_seconds"], "peak_mb": stage["peak_mb"]}
+                    | {f"{kind}_tokens_per_second": sum(m["tokens"] for m in part) / sum(m["seconds"] for m in part)
+                       for kind, part in (("written", sampled), ("trained", updates)) if part}
+                    | {key: stage[key] for key in ("precision", "threads", "commit", "command")})
+    return rows
+
+
+def words_of_principles(rows):
+    """How often each word opens a criterion, and how often a criterion names a word of the query; over all judgments."""
+    counts, about, total = Counter(), 0, 0
+    for prompt, text in rows:
+        named = re.search(r"Specific Criteria:(.*)", text)
+        for criterion in named[1].split(",") if named else []:
+            words = re.findall(r"[^\W\d_]+", criterion.lower())
+            counts[words[0] if words else "-"] += 1
+        about += bool(named) and any(w in prompt.lower() for w in re.findall(r"[^\W\d_]{4,}", named[1].lower()))
+        total += 1
+    return counts, about / max(1, total)
+
+
+def write_judgments(out, path, count=5):
+    """Judgments before and after, verbatim, of the first test items; and what the principles are made of."""
+    by_id = {e.id: e for e in load_examples(str(out / "test.jsonl"))}
+    runs = {name: read_rows(out / folder / "samples.jsonl") for name, folder in GREEDY.items()}
+    runs = {name: {r["id"]: r for r in rows} for name, rows in runs.items() if rows}
+    lines = ["# Judgments of SmolLM2-135M before and after, verbatim", "",
+             f"Greedy, the first {count} test items of `politeness` (rasbt/LLMs-from-scratch, commit 28c65cd, Apache-2.0), one response "
+             "order each; made by `results/smollm2.py`. The responses stand in the order that the judge saw.", "",
+             "## What the principles are made of", "", "Over all greedy judgments of the test items: first words of the criteria, and the "
+             "share of judgments whose criteria name a word of the query.", "",
+             "| run | first words of the criteria, % | about the query, % |", "|---|---|---|"]
+    for name, rows in runs.items():
+        counts, about = words_of_principles([(by_id[i].prompt[-1]["content"], s["text"]) for i, r in rows.items() for s in r["samples"]])
+        total = max(1, sum(counts.values()))
+        lines.append(f"| {name} | {', '.join(f'{w} {100 * c / total:.0f}' for w, c in counts.most_common(7))} | {100 * about:.0f} |")
+    for i in list(next(iter(runs.values())))[:count]:
+        sample = {name: rows[i]["samples"][0] for name, rows in runs.items()}
+        shown = by_id[i].permuted(next(iter(sample.values()))["permutation"])
+        lines += ["", f"## {i}", "", "```text", f"User: {shown.prompt[-1]['content']}"]
+        lines += [f"Response {n}{' (the better one)' if r == max(shown.rewards) else ''}: {text}"
+                  for n, (text, r) in enumerate(zip(shown.responses, shown.rewards, strict=True), 1)] + ["```"]
+        for name, s in sample.items():
+            verdict = "correct" if credit(s["scores"], by_id[i].rewards) == 1 else "wrong" + f" ({s['reason']})" * (s["reason"] != "ok")
+            lines += ["", f"{name}: {verdict}", "", "```text", s["text"].strip(), "```"]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def tables(out):
+    rows, commit = result_rows(out), read_rows(out / "stages.jsonl")[0]["commit"]
+    write_csv(ROOT / "results" / "smollm2.csv", [{**r, "commit": commit} for r in rows])
+    write_csv(ROOT / "results" / "smollm2_costs.csv", cost_rows(out))
+    write_judgments(out, ROOT / "results" / "smollm2_judgments.md")
+    print_table(rows, ["run", "items", "accuracy", "low", "high", "both_orders", "parse_rate", "first_position", "swap_consistency"])
+
+
 @command_line
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -198,6 +301,8 @@ def main():
             print(f"{name}: done before")
         else:
             run_stage(name, command, out)
+    if not args.inside and any((out / folder / "samples.jsonl").exists() for folder in GREEDY.values()):
+        tables(out)
 
 
 if __name__ == "__main__":

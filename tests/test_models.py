@@ -132,6 +132,61 @@ def test_attention_implementation_is_the_users_choice(tmp_path, monkeypatch):
         sampler.load_model(folder)
 
 
+# ----- .gguf files -----
+
+def write_gguf(path):
+    """A tiny Llama with a byte tokenizer in one .gguf file, as llama.cpp ships models."""
+    gguf = pytest.importorskip("gguf")
+    from tokenizers import pre_tokenizers
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
+    file = gguf.GGUFWriter(path, "llama")
+    for name, value in dict(context_length=256, embedding_length=32, block_count=2, feed_forward_length=64, head_count=4, head_count_kv=2,
+                            layer_norm_rms_eps=1e-5, rope_dimension_count=8, vocab_size=len(tokens)).items():
+        getattr(file, f"add_{name}")(value)
+    file.add_tokenizer_model("gpt2")
+    file.add_token_list(tokens)
+    file.add_token_types([3] * 3 + [1] * (len(tokens) - 3))  # 3: control token
+    file.add_token_merges(["a b"])
+    file.add_bos_token_id(1)
+    file.add_eos_token_id(2)
+    file.add_chat_template(CHATML)
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"token_embd": (len(tokens), 32), "output_norm": (32,)}
+    for i in range(2):
+        shapes |= {f"blk.{i}.{name}": shape for name, shape in dict(
+            attn_norm=(32,), attn_q=(32, 32), attn_k=(16, 32), attn_v=(16, 32), attn_output=(32, 32), ffn_norm=(32,), ffn_gate=(64, 32),
+            ffn_up=(64, 32), ffn_down=(32, 64)).items()}
+    for name, shape in shapes.items():
+        weights = (torch.randn(shape, generator=draw) * 0.3 + (len(shape) == 1)).numpy()
+        kind = gguf.GGMLQuantizationType.Q4_1 if name.endswith("ffn_up") else gguf.GGMLQuantizationType.F32
+        file.add_tensor(f"{name}.weight", gguf.quants.quantize(weights, kind), raw_dtype=kind)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+
+
+def test_gguf_file_becomes_a_normal_checkpoint(tmp_path):
+    write_gguf(tmp_path / "tiny.gguf")
+    model, tokenizer = sampler.load_model(tmp_path / "tiny.gguf")
+    assert tokenizer.eos_token == "<|im_end|>" and tokenizer.chat_template == CHATML and model.dtype == torch.float32
+    save_model(tmp_path / "saved", model, tokenizer)
+    plain, names = AutoModelForCausalLM.from_pretrained(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved")
+    assert not hasattr(plain.config, "quantization_config") and names.chat_template == CHATML
+    ids = encode_chat(names, [{"role": "user", "content": "abacus"}])
+    assert ids == encode_chat(tokenizer, [{"role": "user", "content": "abacus"}]) and names.convert_tokens_to_ids("ab") in ids
+    assert torch.equal(plain(torch.tensor([ids])).logits, model(torch.tensor([ids])).logits)
+    sampler.TokenLogp(model, tokenizer.pad_token_id)([ids], [[5, 6, 2]])[0].sum().backward()
+    assert all(p.grad is not None for p in model.parameters())  # it can be trained
+
+
+def test_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr(sampler.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="pip install gguf"):
+        sampler.load_model(tmp_path / "tiny.gguf")
+
+
 # ----- the scripts -----
 
 def scores_by_lot(text, n, rating, clamp=False):
