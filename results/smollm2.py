@@ -150,12 +150,15 @@ def stages(args, out):
     ]
 
 
-def run_stage(name, command, out):
-    """One stage in a process of its own; a line of stages.jsonl says what it cost."""
+def run_stage(name, command, out, processes):
+    """One stage in a process of its own (or several, with torchrun); a line of stages.jsonl says what it cost."""
     started = time.time()
     line = command if isinstance(command, str) else "smollm2.py " + " ".join(sys.argv[1:]) + f" --inside {name}"
-    print(f"\n$ python {line}", flush=True)
     words = line.split() if isinstance(command, str) else ["results/smollm2.py", *sys.argv[1:], "--inside", name]
+    if processes > 1 and isinstance(command, str):
+        line = f"torchrun --nproc_per_node {processes} {line}"
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *words]
+    print(f"\n$ {'' if line.startswith('torchrun') else 'python '}{line}", flush=True)
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
@@ -279,14 +282,15 @@ def main():
     parser.add_argument("--only", nargs="+", help="these stages only")
     parser.add_argument("--warmup_items", type=int, default=160, help="blind judgments of the warm-up")
     parser.add_argument("--warmup_lr", type=float, default=2e-4, help="peak learning rate of the warm-up")
-    parser.add_argument("--rft_items", type=int, default=220, help="training items of RFT and meta RM")
+    parser.add_argument("--rft_items", type=int, default=160, help="training items of RFT and meta RM")
     parser.add_argument("--test_items", type=int, default=150, help="test items")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
-    parser.add_argument("--rft", default="--epochs 1 --batch_size 16 --micro_batch_size 8 --lr 1e-4", help="flags of spct_rft.py")
-    parser.add_argument("--rl", default="--steps 32 --prompts_per_step 6 --micro_batch_size 12 --lr 2e-5 --save_every 4",
+    parser.add_argument("--rft", default="--epochs 1 --batch_size 16 --micro_batch_size 8 --lr 5e-5", help="flags of spct_rft.py")
+    parser.add_argument("--rl", default="--steps 24 --prompts_per_step 8 --micro_batch_size 16 --lr 3e-5 --save_every 4",
                         help="flags of spct_rl.py")
     parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 16 --micro_batch_size 16 --lr 5e-5",
                         help="flags of meta_rm.py")
+    parser.add_argument("--processes", type=int, default=1, help="processes per stage (torchrun; ACCELERATE_USE_CPU=1 on a CPU)")
     parser.add_argument("--inside", help=argparse.SUPPRESS)  # a stage of this file, in its own process
     args = parser.parse_args()
     out = Path(args.output)
@@ -300,7 +304,7 @@ def main():
         elif (out / made).exists():
             print(f"{name}: done before")
         else:
-            run_stage(name, command, out)
+            run_stage(name, command, out, args.processes)
     if not args.inside and any((out / folder / "samples.jsonl").exists() for folder in GREEDY.values()):
         tables(out)
 
