@@ -17,7 +17,6 @@ commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv an
 # of its own. No general instruction data (the paper's 85 %), and a short template of our own.
 """
 import argparse
-import dataclasses
 import os
 import random
 import re
@@ -46,6 +45,7 @@ from runs import (  # noqa: E402
     log_metrics,
     read_rows,
     save_model,
+    seed_everything,
     start_accelerator,
     write_rows,
     write_text,
@@ -57,69 +57,58 @@ TEMPLATE = "results/smollm2_template.txt"
 
 QUALITIES = ["accuracy", "brevity", "clarity", "detail", "grammar", "honesty", "logic", "originality", "relevance", "style",
              "tone", "usefulness"]
-LEVELS = {"poor": 3, "fair": 6, "good": 9}
+LEVELS = {"bad": (1, 2), "poor": (3, 4), "fair": (5, 6), "good": (7, 8), "excellent": (9, 10)}
 
 
-def blind_judgment(shown, best, rng):
-    r"""A judgment in the right form: two qualities, one of them of a word of the query, and verdicts drawn at random, never from
-    `rewards`. best: the place that a hint names (the verdicts follow it), or None.
+def blind_judgment(shown, rng):
+    r"""A judgment in the right form: two qualities about words of the query, words quoted from each response, and verdicts
+    drawn at random without a look at `rewards`.
 
     >>> from records import PreferenceExample
     >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}], ["A cheetah.", "Dunno, a dog?"])
-    >>> print(blind_judgment(item, 1, random.Random(1)))
-    Specific Criteria: clarity of fast 5, style 5
-    Analysis: 1 poor; 2 fair
-    Scores: \boxed{3, 6}
+    >>> print(blind_judgment(item, random.Random(1)))
     """
     words = re.findall(r"[^\W\d_]{4,}", shown.prompt[-1]["content"]) or ["answer"]
     first, second = rng.sample(QUALITIES, 2)
     weight = rng.randint(5, 9)
-    verdicts = sorted(rng.sample(list(LEVELS), 2), key=LEVELS.get)  # two different ones: a tie would be no judgment
-    winner = rng.randrange(2) if best is None else best
-    verdicts = [verdicts[i == winner] for i in range(2)]
+    verdicts = rng.sample(sorted(LEVELS), len(shown.responses))  # all different: a tie would be no judgment
+    lines = []
+    for i, (response, verdict) in enumerate(zip(shown.responses, verdicts, strict=True), 1):
+        spoken = response.split()
+        start = rng.randrange(max(1, len(spoken) - 1))
+        lines.append(f"{i} \"{' '.join(spoken[start:start + 2])}\" {verdict}")
+    scores = ", ".join(str(rng.randint(*LEVELS[v])) for v in verdicts)
     return (f"Specific Criteria: {first} of {rng.choice(words)} {weight}, {second} {10 - weight}\n"
-            f"Analysis: 1 {verdicts[0]}; 2 {verdicts[1]}\nScores: \\boxed{{{LEVELS[verdicts[0]]}, {LEVELS[verdicts[1]]}}}")
+            f"Analysis: {'; '.join(lines)}\nScores: \\boxed{{{scores}}}")
 
 
 def warm_up(model_name, data, output, args):
-    """SFT on blind judgments of the first items of the training split -> output/model (sft_loss and schedule of RFT).
-
-    Every second prompt holds a hint that names a response at random, and its judgment agrees with it: so the model learns to
-    follow hints, as the paper's sampler does by itself, and still hears nothing about which response is better.
-    """
+    """SFT on blind judgments of the first items of the training split -> output/model (sft_loss and schedule of RFT)."""
     accelerator = start_accelerator()
     model, tokenizer = sampler.load_model(model_name, accelerator.device, torch.float32)
     samples = []
-    for number, example in enumerate(load_examples(data, limit=args.warmup_items)):
+    for example in load_examples(data, limit=args.warmup_items):
         rng = random.Random(f"{args.seed}/{example.id}")
-        shown = example.permuted(rng.sample([0, 1], 2))
-        named = rng.randrange(2) if number % 2 else None
-        blind = dataclasses.replace(shown, rewards=[int(i == named) for i in range(2)])  # what describe_hint reads
-        prompt = build_prompt(blind, TEMPLATE, hint=named is not None)
-        samples.append(encode_chat(tokenizer, prompt, blind_judgment(shown, named, rng)))
+        shown = example.permuted(rng.sample(range(len(example.responses)), len(example.responses)))
+        samples.append(encode_chat(tokenizer, build_prompt(shown, TEMPLATE), blind_judgment(shown, rng)))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.warmup_lr, betas=(0.9, 0.95), weight_decay=0.0)
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()
-    steps, size, processes = len(samples) // 8, 8, accelerator.num_processes
+    steps, size = len(samples) // 8, 8
     for step in range(steps):
         started = time.time()
+        seed_everything(args.seed * 1_000_003 + step)
         batch = [samples[i] for i in batch_indices(step, size, len(samples), args.seed)]
-        tokens = sum(len(c) for _, c in batch)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, args.warmup_lr, max(1, steps // 10))
-        mine = batch[accelerator.process_index::processes]
-        loss = sft_loss(model, mine, tokenizer.pad_token_id, accelerator.device) / tokens * processes
+        loss = sft_loss(model, batch, tokenizer.pad_token_id, accelerator.device) / sum(len(c) for _, c in batch)
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        loss = accelerator.reduce(loss.detach()).item() / processes
-        if accelerator.is_main_process:
-            log_metrics(output, step=step + 1, loss=loss, tokens=tokens, seconds=time.time() - started)
-            print(f"warm-up {step + 1}/{steps}: loss {loss:.3f}", flush=True)
-    if accelerator.is_main_process:
-        save_model(output / "model", accelerator.unwrap_model(model), tokenizer)
-    accelerator.end_training()
+        log_metrics(output, step=step + 1, loss=loss.item(), tokens=sum(len(c) for _, c in batch), seconds=time.time() - started)
+        print(f"warm-up {step + 1}/{steps}: loss {loss.item():.3f}", flush=True)
+    save_model(output / "model", accelerator.unwrap_model(model), tokenizer)
 
 
 # ----- the stages -----
@@ -166,7 +155,7 @@ def run_stage(name, command, out, processes):
     started = time.time()
     line = command if isinstance(command, str) else "smollm2.py " + " ".join(sys.argv[1:]) + f" --inside {name}"
     words = line.split() if isinstance(command, str) else ["results/smollm2.py", *sys.argv[1:], "--inside", name]
-    if processes > 1:
+    if processes > 1 and isinstance(command, str):
         line = f"torchrun --nproc_per_node {processes} {line}"
         words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *words]
     print(f"\n$ {'' if line.startswith('torchrun') else 'python '}{line}", flush=True)
@@ -291,12 +280,12 @@ def main():
     parser.add_argument("--output", default="runs/smollm2", help="folder of all stages")
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
     parser.add_argument("--only", nargs="+", help="these stages only")
-    parser.add_argument("--warmup_items", type=int, default=240, help="blind judgments of the warm-up")
+    parser.add_argument("--warmup_items", type=int, default=160, help="blind judgments of the warm-up")
     parser.add_argument("--warmup_lr", type=float, default=2e-4, help="peak learning rate of the warm-up")
-    parser.add_argument("--rft_items", type=int, default=480, help="training items of RFT and meta RM")
+    parser.add_argument("--rft_items", type=int, default=160, help="training items of RFT and meta RM")
     parser.add_argument("--test_items", type=int, default=150, help="test items")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
-    parser.add_argument("--rft", default="--no_non_hinted --epochs 2 --batch_size 16 --micro_batch_size 8 --lr 1e-4", help="flags of spct_rft.py")
+    parser.add_argument("--rft", default="--epochs 1 --batch_size 16 --micro_batch_size 8 --lr 5e-5", help="flags of spct_rft.py")
     parser.add_argument("--rl", default="--steps 24 --prompts_per_step 8 --micro_batch_size 16 --lr 3e-5 --save_every 4",
                         help="flags of spct_rl.py")
     parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 16 --micro_batch_size 16 --lr 5e-5",

@@ -390,13 +390,6 @@ def test_limit_takes_evenly_spaced_items_and_ids_stay():
         load("rewardbench", limit=0)
 
 
-def test_clusters_of_a_plain_file_are_its_prompts(tmp_path):  # unless the file names its own
-    rows = [{"id": f"r{i}", "prompt": prompt, "responses": ["a", "b"], "rewards": [0, 1], **more}
-            for i, (prompt, more) in enumerate([("one", {}), ("one ", {}), ("two", {}), ("one", {"cluster": "mine"})])]
-    first, second, third, fourth = (e.extra["cluster"] for e in load_examples(str(write_jsonl(tmp_path / "rows.jsonl", rows))))
-    assert first == second != third and fourth == "mine"
-
-
 def test_a_plain_file_stays_as_it_is(tmp_path):
     path = write_jsonl(tmp_path / "rows:1@x#2.jsonl", records(6))
     assert [e.id for e in load_examples(str(path), "test", limit=3)] == ["r0", "r1", "r2"]
