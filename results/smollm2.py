@@ -130,7 +130,8 @@ def split_by_prompt(data, folder):
 def stages(args, out):
     """[(name, what it makes, command or function)], in order."""
     judge = f"--template {TEMPLATE} --max_new_tokens 64 --seed {args.seed}"
-    train, test = f"--data {out}/train.jsonl", f"--data {out}/test.jsonl --limit {args.test_items} {judge}"
+    train = f"--data {out}/train.jsonl"
+    test, votes = (f"--data {out}/test.jsonl --limit {limit} {judge}" for limit in (args.test_items, args.voting_items))
     return [
         ("split", "test.jsonl", lambda: split_by_prompt(args.data, out)),
         ("base", "base", lambda: save_model(out / "base", *sampler.load_model(args.model, "cpu", torch.float32))),
@@ -144,8 +145,8 @@ def stages(args, out):
         ("eval_warmup", "eval_warmup/table.csv", f"eval.py --model {out}/warmup/model {test} --output {out}/eval_warmup"),
         ("eval_rft", "eval_rft/table.csv", f"eval.py --model {out}/rft/model {test} --output {out}/eval_rft"),
         ("eval_rl", "eval_rl/table.csv", f"eval.py --model {out}/rl/model {test} --output {out}/eval_rl"),
-        ("voting", "voting/samples.jsonl", f"infer_scale.py --model {out}/rl/model {test} --output {out}/voting --k {args.k}"),
-        ("guided", "voting/guided", f"infer_scale.py --model {out}/rl/model {test} --output {out}/voting --k {args.k} "
+        ("voting", "voting/samples.jsonl", f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting --k {args.k}"),
+        ("guided", "guided.done", f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting --k {args.k} "
          f"--meta_rm {out}/meta_rm/model"),
     ]
 
@@ -176,35 +177,38 @@ GREEDY = {"as it is": "eval_base", "after the format warm-up": "eval_warmup", "G
 
 def result_rows(out):
     """Rows of results/smollm2.csv, from the sample files that are there. Accuracy is that of one judgment in a random response
-    order; `both_orders` is the mean over the two opposite orders, so a judge that goes by position scores chance exactly."""
-    samples = {name: read_rows(out / folder / "samples.jsonl") for name, folder in {**GREEDY, "voting": "voting"}.items()}
+    order; `both_orders` is the mean over the two opposite orders, so a judge that goes by position scores chance exactly.
+    A difference is paired by item with the run named `against`, on the items that both have; intervals resample prompts."""
+    samples = {name: read_rows(out / folder / "samples.jsonl") for name, folder in GREEDY.items()}
     found = next(rows for rows in samples.values() if rows)
-    clusters, rows = clusters_of(found), []
+    rows, credits = [], {}
 
-    def row(name, values, against=None, **more):
-        low, high = bootstrap_ci(values, clusters=clusters)
+    def row(name, items, value, against=None, **more):
+        credits[name] = {r["id"]: value(r) for r in items}
+        values = list(credits[name].values())
+        low, high = bootstrap_ci(values, clusters=clusters_of(items))
         rows.append({"run": name, "items": len(values), "accuracy": sum(values) / len(values), "low": low, "high": high, **more})
         if against:
-            difference = paired_ci(credits[against], values, clusters=clusters)
-            rows[-1] |= {"against": against, "difference_low": difference[0], "difference_high": difference[1]}
-    row("chance", [1 / r["n"] for r in found])
-    row("longest wins", [credit(r["response_lengths"], r["rewards"]) for r in found])
-    row("shortest wins", [credit([-length for length in r["response_lengths"]], r["rewards"]) for r in found])
-    credits, last = {}, None
-    for name in GREEDY:
-        if samples[name]:
-            credits[name] = [credit(r["samples"][0]["scores"], r["rewards"]) for r in samples[name]]
-            both = [sum(credit(s["scores"], r["rewards"]) for s in r["samples"]) / 2 for r in samples[name]]
-            measured = report(samples[name])
-            row(name, credits[name], last, both_orders=sum(both) / len(both), **{c: measured[c] for c in (
-                "parse_rate", "tie_rate", "first_position", "swap_consistency", "tokens")})
+            common = [r for r in items if r["id"] in credits[against]]
+            low, high = paired_ci(*([credits[n][r["id"]] for r in common] for n in (against, name)), clusters=clusters_of(common))
+            rows[-1] |= {"against": against, "difference_low": low, "difference_high": high}
+    row("chance", found, lambda r: 1 / r["n"])
+    row("longest wins", found, lambda r: credit(r["response_lengths"], r["rewards"]))
+    row("shortest wins", found, lambda r: credit([-length for length in r["response_lengths"]], r["rewards"]))
+    last = None
+    for name, items in samples.items():
+        if items:
+            both = [sum(credit(s["scores"], r["rewards"]) for s in r["samples"]) / 2 for r in items]
+            measured = report(items)
+            row(name, items, lambda r: credit(r["samples"][0]["scores"], r["rewards"]), last, both_orders=sum(both) / len(both),
+                **{c: measured[c] for c in ("parse_rate", "tie_rate", "first_position", "swap_consistency", "tokens")})
             last = name
-    votes = samples["voting"]
+    votes = read_rows(out / "voting" / "samples.jsonl")
     if votes:
         k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
         guided = all("meta_logits" in r for r in votes)
         for method, size in [("vote", 1), ("vote", k)] + ([("guided", k), ("random", k)] if guided else []) + [("oracle", k)]:
-            row(f"{method} @{size}", [item_credit(r, size, method) for r in votes], last if method != "oracle" else None,
+            row(f"{method} @{size}", votes, lambda r, m=method, s=size: item_credit(r, s, m), "vote @1" if size > 1 else last,
                 parse_rate=parsed)
     return rows
 
@@ -284,6 +288,7 @@ def main():
     parser.add_argument("--warmup_lr", type=float, default=2e-4, help="peak learning rate of the warm-up")
     parser.add_argument("--rft_items", type=int, default=160, help="training items of RFT and meta RM")
     parser.add_argument("--test_items", type=int, default=150, help="test items")
+    parser.add_argument("--voting_items", type=int, default=60, help="test items that are voted on")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
     parser.add_argument("--rft", default="--epochs 1 --batch_size 16 --micro_batch_size 8 --lr 5e-5", help="flags of spct_rft.py")
     parser.add_argument("--rl", default="--steps 24 --prompts_per_step 8 --micro_batch_size 16 --lr 3e-5 --save_every 4",
@@ -305,6 +310,7 @@ def main():
             print(f"{name}: done before")
         else:
             run_stage(name, command, out, args.processes)
+            (out / made).touch()
     if not args.inside and any((out / folder / "samples.jsonl").exists() for folder in GREEDY.values()):
         tables(out)
 
