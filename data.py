@@ -54,6 +54,8 @@ def load_examples(name, split="train", limit=None, seed=0, skip_bad=False, domai
         examples = load_set(known, path, revision, part, split, skip_bad)
     elif Path(name).is_file():
         examples = [e for e in read_jsonl(name, skip_bad) if part in (None, hash_split(e))]
+        for e in examples:
+            e.extra.setdefault("cluster", opening_hash(e)[:16])  # intervals know where prompts repeat
     else:
         raise UserError(f"{name} does not exist; give --data a .jsonl file, toy, or one of {', '.join(LOADERS)} "
                         "(NAME from the hub, NAME:PATH from local files)")

@@ -285,7 +285,7 @@ def write_csv(path, rows):
 def print_table(rows, columns):
     """Fractions (0..1) as percent, the rest as it is; "-" for None."""
     percent = {"accuracy", "low", "high", "lenient", "chance", "parse_rate", "tie_rate", "first_position", "first_expected",
-               "swap_consistency", "longest", "longest_wins", "auc_single",
+               "swap_consistency", "longest", "longest_wins", "auc_single", "both_orders",
                "difference_low", "difference_high", "random", "attack_wins"}
 
     def show(row, c):

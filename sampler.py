@@ -9,6 +9,7 @@ Parallel sampling is what the paper scales, and judgments share most of their in
 """
 import dataclasses
 import hashlib
+import importlib.util
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.cache_utils import DynamicLayer
 from transformers.utils import logging as transformers_logging
 
-from runs import UserError
+from runs import UserError, in_bf16
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -40,6 +41,8 @@ def find_model(name, trust_remote_code=False):
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"model {name} does not exist")
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"model {name}: reading .gguf files needs one more package; pip install gguf")
         name, where["gguf_file"] = str(path.parent), path.name
     elif path.exists():
         if not (path / "config.json").is_file():
@@ -74,18 +77,22 @@ def load_tokenizer(name, trust_remote_code=False):
 def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, trust_remote_code=False, **options):
     """(model, tokenizer) of a hub id, a local folder or a .gguf file, in eval mode.
 
-    dtype defaults to bf16 on a GPU and fp32 on a CPU. Raises UserError naming what is missing.
+    dtype defaults to bf16 on a GPU and fp32 on a CPU (runs.in_bf16). The environment variable SPCT_ATTN chooses the library's
+    attn_implementation (default: its own choice, sdpa mostly). Raises UserError naming what is missing.
     """
+    if os.environ.get("SPCT_ATTN"):
+        options.setdefault("attn_implementation", os.environ["SPCT_ATTN"])
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.bfloat16 if str(device).startswith("cuda") and torch.cuda.is_bf16_supported() else torch.float32)
+    dtype = dtype or (torch.bfloat16 if in_bf16(device) else torch.float32)
     tokenizer, where = load_tokenizer(name, trust_remote_code), find_model(name, trust_remote_code)
     try:
         # Pitfall: weights in any other format than safetensors could run code while they are loaded.
         model = auto_class.from_pretrained(dtype=dtype, use_safetensors=True, **where, **options)
     except Exception as error:  # the library raises many types here too (a file cut short, another library's format, ...)
         raise UserError(f"model {name} could not be loaded ({first_line(error)})") from None
-    if "gguf_file" in where and hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights are dequantised now, and save_pretrained refuses otherwise
+    if "gguf_file" in where:  # the weights are dequantised now; Pitfall: save_pretrained refuses while these marks are there
+        model.hf_quantizer = None
+        vars(model.config).pop("quantization_config", None)
     return model.to(device).eval(), tokenizer
 
 
@@ -459,6 +466,7 @@ class TokenLogp(torch.nn.Module):
     def __init__(self, model, pad_id, chunk=2048):
         super().__init__()
         self.model, self.pad_id, self.chunk = model, pad_id, chunk
+        self.scale = logit_scale(model)
         for module in model.modules():  # Pitfall: dropout in the update would make the ratio of GRPO differ from 1
             for name in {"p", "dropout", "attention_dropout"} & vars(module).keys():
                 if isinstance(getattr(module, name), float):
@@ -490,10 +498,7 @@ class TokenLogp(torch.nn.Module):
         return logp, entropy, mask
 
     def project(self, hidden, ids, temperature):
-        logits = self.model.get_output_embeddings()(hidden).float()                                          # (N, V)
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        if cap:  # Gemma 2
-            logits = torch.tanh(logits / cap) * cap
+        logits = head_logits(self.model, hidden, self.scale)                                                 # (N, V)
         # Pitfall: the log-probabilities of the tempered distribution that was sampled from.
         logp = (logits / temperature).log_softmax(-1)
         with torch.no_grad():
@@ -509,6 +514,30 @@ class TokenLogp(torch.nn.Module):
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         hidden = backbone(self.model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
         return hidden.last_hidden_state[:, -width - 1:-1]
+
+
+def head_logits(model, hidden, scale):
+    """Logits (N, V) in fp32 of last hidden states (N, D), without a second pass through the model."""
+    logits = model.get_output_embeddings()(hidden).float() * scale
+    cap = getattr(model.config, "final_logit_softcapping", None)
+    return torch.tanh(logits / cap) * cap if cap else logits  # Gemma 2
+
+
+@torch.no_grad()
+def logit_scale(model):
+    """The factor between the vocabulary projection and the logits: 1 for most models; Granite divides, Cohere multiplies.
+
+    Pitfall: a model that does anything else to its logits would be trained on wrong probabilities without a sign of it, so
+    one forward pass of two tokens compares. Raises UserError if the factor does not explain the model's own logits.
+    """
+    ids = torch.tensor([[1, 2]], device=next(model.parameters()).device)
+    logits, hidden = model(input_ids=ids).logits[0].float(), backbone(model)(input_ids=ids).last_hidden_state[0]
+    divided, times = (getattr(model.config, name, None) for name in ("logits_scaling", "logit_scale"))
+    for scale in (1.0, *([1 / divided] if divided else []), *([times] if times else [])):
+        if torch.allclose(head_logits(model, hidden, scale), logits, rtol=0.02, atol=0.02 * float(logits.std())):
+            return scale
+    raise UserError(f"{type(model).__name__} changes its logits in a way that sampler.py does not know (config: logits_scaling "
+                    f"{divided}, logit_scale {times}); RL needs its exact log-probabilities: add the rule to head_logits")
 
 
 def completion_states(model, prompts, completions, source, pad_id):

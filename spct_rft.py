@@ -87,15 +87,19 @@ def selection_report(rows, easy_hinted):
 def sft_loss(model, rows, pad_id, device):
     """Sum over the rows of the negative log-likelihood of their completion tokens, in nats (prompt tokens carry no loss).
 
-    rows: [(prompt_ids, completion_ids)]; b rows, padded on the right to L.
+    rows: [(prompt_ids, completion_ids)]; b rows, laid out as [padding][prompt][completion][padding], so that all completions
+    begin at the same place and logits are made for them only (a vocabulary of 150,000 times a long prompt would not fit).
     """
-    width = max(len(p) + len(c) for p, c in rows)
-    ids = torch.tensor([p + c + [pad_id] * (width - len(p) - len(c)) for p, c in rows], device=device)             # (b, L)
-    labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in rows], device=device)
-    mask = torch.tensor([[1] * (len(p) + len(c)) + [0] * (width - len(p) - len(c)) for p, c in rows], device=device)
-    logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]                                              # (b, L-1, V)
-    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100,
-                                             reduction="sum")
+    T = max(len(c) for _, c in rows)
+    completions = torch.tensor([c + [pad_id] * (T - len(c)) for _, c in rows], device=device)                      # (b, T)
+    # Pitfall: the mask comes from lengths, never from token values; pad may be the end token.
+    counted = torch.tensor([[True] * len(c) + [False] * (T - len(c)) for _, c in rows], device=device)             # (b, T)
+    prompts, mask = sampler.left_pad([p for p, _ in rows], pad_id, device)                                         # (b, P) each
+    mask = torch.cat([mask, counted.to(mask.dtype)], 1)                                                            # (b, P + T)
+    logits = model(input_ids=torch.cat([prompts, completions], 1), attention_mask=mask, logits_to_keep=T + 1,
+                   position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, :-1]                                  # (b, T, V)
+    labels = completions.masked_fill(~counted, -100)                                                               # (b, T)
+    return torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum")
 
 
 # [repeated in: meta_rm.py]

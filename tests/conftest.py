@@ -96,9 +96,10 @@ TOKENIZERS = {  # name: special tokens, other added tokens, chat template, names
 
 
 def make_byte_tokenizer(name):
+    """name: of TOKENIZERS, or a row like theirs."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-    special, added, template, names, adds_bos = TOKENIZERS[name]
+    special, added, template, names, adds_bos = TOKENIZERS[name] if isinstance(name, str) else name
     vocabulary = {token: i for i, token in enumerate(special + sorted(pre_tokenizers.ByteLevel.alphabet()))}
     raw = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()

@@ -11,7 +11,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = ["grm.py", "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", "eval.py", "baselines.py", "toy.py",
-           "results/demo.py", "results/reproduce.py", "results/hostile.py"]
+           "results/demo.py", "results/reproduce.py", "results/hostile.py", "results/smollm2.py", "examples/best_of_n.py",
+           "examples/trl_reward.py"]
 PAPER_FILES = ["grm.py", "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", "eval.py", "baselines.py"]
 
 
@@ -42,7 +43,7 @@ def commands():
     for text in texts:
         for line in re.sub(r"\\\n\s*", " ", text).splitlines():
             for part in re.findall(r"`([^`]+)`", line) + [line]:
-                match = re.search(r"(?:accelerate launch (?:--\w+ \d+ )*|python |torchrun --nproc_per_node 2 )((?:results/|benchmarks/)?\w+\.py[^`]*)",
+                match = re.search(r"(?:accelerate launch (?:--\w+ \d+ )*|python |torchrun --nproc_per_node 2 )((?:results/|benchmarks/|examples/)?\w+\.py[^`]*)",
                                   part)
                 if match and not part.strip().startswith("|"):
                     found.add(match[1].split("  #")[0].split("   ")[0].strip())
@@ -63,7 +64,7 @@ def test_every_command_names_existing_flags(helps, command):
 
 
 def test_every_path_in_the_readme_exists():
-    paths = set(re.findall(r"(?<![\w/])((?:tests|results|toy_base|benchmarks|exercises)/[\w./-]+|\b\w+\.py)\b", README))
+    paths = set(re.findall(r"(?<![\w/])((?:tests|results|toy_base|benchmarks|exercises|examples)/[\w./-]+|\b\w+\.py)\b", README))
     made_by_runs = {p for p in paths if p.startswith("runs/")}
     missing = [p for p in paths - made_by_runs if not (ROOT / p.rstrip(".")).exists()]
     assert not missing, missing

@@ -7,6 +7,7 @@ import math
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -758,11 +759,14 @@ def test_c23_killed_and_continued_equals_uninterrupted_bitwise(base, tmp_path, m
     assert read_rows(tmp_path / "killed" / "samples.jsonl") == read_rows(tmp_path / "whole" / "samples.jsonl")
 
 
+THREE_UPDATES = ["--steps", 3, "--micro_batch_size", 4, "--lr", 0.5, "--temperature", 0.8]
+
+
 @pytest.fixture(scope="module")
 def two_and_one(base, tmp_path_factory):
     """The same three updates by two processes and by one: folder with two/, one/, and what each process saw."""
     folder = tmp_path_factory.mktemp("processes")
-    flags = ["--steps", 3, "--micro_batch_size", 4, "--lr", 0.5, "--temperature", 0.8]
+    flags = THREE_UPDATES
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     two = started(torchrun, __file__, *command(base, folder / "two", *flags)[1:], DUMP=str(folder))
     with pytest.MonkeyPatch.context() as monkeypatch:
@@ -800,6 +804,24 @@ def test_c08_two_processes_train_to_the_weights_of_one(two_and_one, base):
     one, two = (weights(two_and_one.folder / name / "model") for name in ("one", "two"))
     moved = max((one[k] - v).abs().max().item() for k, v in weights(base).items())
     assert moved > 0.01 and all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
+
+
+def test_c08_two_machines_train_to_the_weights_of_one(two_and_one, base, tmp_path):
+    # two launchers on loopback, one process each, with one folder that both see: the lines that the README gives for two machines
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    machines = [started(["-m", "torch.distributed.run", "--nnodes", "2", "--node_rank", str(rank), "--nproc_per_node", "1",
+                         "--master_addr", "127.0.0.1", "--master_port", port],
+                        __file__, *command(base, tmp_path / "run", *THREE_UPDATES)[1:], DUMP=str(tmp_path)) for rank in (0, 1)]
+    for machine in machines:
+        code, out = finished(machine)
+        assert code == 0, out
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["world_size"] == 2
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first != second and [{**a, **b} for a, b in zip(first, second, strict=True)] == two_and_one.one
+    one, two = weights(two_and_one.folder / "one" / "model"), weights(tmp_path / "run" / "model")
+    assert all(torch.allclose(one[k], two[k], atol=1e-5) for k in one)
 
 
 def test_c22_two_processes_report_the_metrics_of_one(two_and_one):

@@ -1,0 +1,66 @@
+"""A trained GRM as the reward of another model's RL: a `reward_funcs` callable for TRL's GRPOTrainer (pip install trl).
+
+    python examples/trl_reward.py                                      # two steps on the toy world
+    accelerate launch examples/trl_reward.py --policy Qwen/Qwen2.5-0.5B-Instruct --judge runs/qwen/rl/model --template full
+
+GRPO compares the completions of one prompt with each other, and so does a GRM: a group is judged as one list, k times, and each
+completion gets its mean score. The judge must be trained on lists as long as the group (a judge of pairs: 2).
+"""
+import argparse
+import math
+import sys
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import toy  # noqa: E402
+from grm import TOY_BASE, score  # noqa: E402
+from runs import command_line  # noqa: E402
+from sampler import load_model  # noqa: E402
+
+
+def grm_reward(judge, tokenizer, k=4, **options):
+    """reward(prompts, completions) -> mean points 1..10 per completion. options: of `sample_judgments`.
+
+    Completions that follow each other under the same prompt are one list. Choice: a list of which no judgment parses gets 0
+    for all of its members: equal rewards, so that it teaches nothing.
+    """
+    def reward(prompts, completions, **columns):
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        points, start = [], 0
+        while start < len(texts):
+            end = start + 1
+            while end < len(texts) and prompts[end] == prompts[start]:
+                end += 1
+            votes = score(judge, tokenizer, prompts[start], texts[start:end], k=k, **options)
+            points += [0.0 if math.isnan(v) else v / k for v in votes]
+            start = end
+        return points
+    return reward
+
+
+@command_line
+def main():
+    parser = argparse.ArgumentParser(description="Train a policy with GRPO on the scores of a GRM.")
+    parser.add_argument("--policy", default=TOY_BASE, help="model to train")
+    parser.add_argument("--judge", default=TOY_BASE, help="the trained GRM, e.g. runs/toy/rl/model")
+    parser.add_argument("--template", default="compact", help="the judge's prompt: full, compact or a file")
+    parser.add_argument("--group", type=int, default=2, help="completions per prompt")
+    parser.add_argument("--output", default="runs/trl")
+    args = parser.parse_args()
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+    prompts = [{"prompt": chat[:1]} for chat in toy.general_chats(8)]  # your own: rows with a "prompt", text or messages
+    gpu = torch.cuda.is_available()
+    config = GRPOConfig(args.output, max_steps=2, per_device_train_batch_size=8, num_generations=args.group, learning_rate=1e-5,
+                        max_completion_length=24, bf16=gpu, use_cpu=not gpu, logging_steps=1, report_to="none")
+    policy, tokenizer = load_model(args.policy, dtype=torch.float32)
+    trainer = GRPOTrainer(policy, grm_reward(*load_model(args.judge), template=args.template), args=config,
+                          train_dataset=Dataset.from_list(prompts), processing_class=tokenizer)
+    trainer.train()
+    print("mean points:", [round(row["reward"], 2) for row in trainer.state.log_history if "reward" in row])
+
+
+if __name__ == "__main__":
+    main()

