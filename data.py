@@ -43,6 +43,8 @@ def load_examples(name, split="train", limit=None, seed=0, skip_bad=False, domai
         for given in (domain, exclude_domain):
             if given not in (None, *toy.DOMAINS):
                 raise UserError(f"the toy world has the domains {', '.join(toy.DOMAINS)}, not {given!r}")
+        if limit and limit > 100_000:
+            raise UserError(f"--limit {limit}: the toy world makes up to 100000 items of a split")
         counts = {"train": 8000, "validation": 500, "test": 2250}
         return toy.items(split, limit or counts.get(split, 1), seed, domain, exclude_domain)
     whole, _, part = name.rpartition("#")

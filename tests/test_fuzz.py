@@ -267,16 +267,19 @@ def test_arguments(name, tiny, tmp_path, monkeypatch, capsys):
 
     def value(action):
         if action.choices:
-            return rng.choice([*action.choices, "x"])
+            return str(rng.choice([*action.choices, "x"]))
         if action.type in (int, float):
             return rng.choice(NUMBERS)
         return rng.choice([*WORDS, tiny, *NUMBERS[:3]])
     for number in range(40 * TIMES):
         words = [*([name] if program == "baselines" else []), "--model", tiny, "--limit", "3", "--output", f"out{number}"]
+        words += ["--test_limit", "3"] if program == "baselines" else []
         chosen = [actions[number % len(actions)]] + rng.sample(actions, rng.choice([0, 0, 0, 1, 3]))
         for action in chosen:
             words.append(rng.choice(action.option_strings))
             words += [value(action)] if action.nargs != 0 else []
+        if program == "meta_rm":
+            words += ["--grm", tiny] if rng.random() < 0.7 else []
         if program == "grm" and rng.random() < 0.5:
             words += ["--data", "toy"]
         COUNT["command lines"] += 1
