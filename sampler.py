@@ -86,6 +86,7 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, t
         raise UserError(f"model {name} could not be loaded ({first_line(error)})") from None
     if "gguf_file" in where and hasattr(model.config, "quantization_config"):
         del model.config.quantization_config  # the weights are dequantised now, and save_pretrained refuses otherwise
+        model.hf_quantizer = None
     return model.to(device).eval(), tokenizer
 
 
