@@ -187,7 +187,7 @@ def read_json(path):
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # not JSON, or not UTF-8
         raise UserError(f"{path} is not JSON ({error}); delete it and run the command that makes it again") from None
 
 
