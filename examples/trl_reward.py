@@ -47,7 +47,7 @@ def main():
     parser.add_argument("--judge", default=TOY_BASE, help="the trained GRM, e.g. runs/toy/rl/model")
     parser.add_argument("--template", default="compact", help="the judge's prompt: full, compact or a file")
     parser.add_argument("--group", type=int, default=2, help="completions per prompt")
-    parser.add_argument("--output", default="runs/trl", help="folder of the trained policy")
+    parser.add_argument("--output", default="runs/trl", help="folder of the trainer")
     args = parser.parse_args()
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer

@@ -224,7 +224,8 @@ def cost_rows(out):
         rows.append({"stage": name, "seconds": stage["seconds"], "cpu_seconds": stage["cpu_seconds"], "peak_mb": stage["peak_mb"]}
                     | {f"{kind}_tokens_per_second": sum(m["tokens"] for m in part) / sum(m["seconds"] for m in part)
                        for kind, part in (("written", sampled), ("trained", updates)) if part}
-                    | {key: stage[key] for key in ("precision", "threads", "commit", "command")})
+                    | {key: stage[key] for key in ("precision", "threads", "commit")}
+                    | {"command": re.sub(r"(?<= )/\S*/", "", stage["command"])})  # without the folders of one machine
     return rows
 
 
@@ -269,7 +270,7 @@ def write_judgments(out, path, count=5):
 
 
 def tables(out):
-    rows, commit = result_rows(out), read_rows(out / "stages.jsonl")[0]["commit"]
+    rows, commit = result_rows(out), " ".join(dict.fromkeys(s["commit"] for s in read_rows(out / "stages.jsonl")))
     write_csv(ROOT / "results" / "smollm2.csv", [{**r, "commit": commit} for r in rows])
     write_csv(ROOT / "results" / "smollm2_costs.csv", cost_rows(out))
     write_judgments(out, ROOT / "results" / "smollm2_judgments.md")
