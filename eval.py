@@ -390,6 +390,8 @@ def compare_folders(words, output, ties):
 def compare(runs, output, command):
     """Tables (text and CSV), differences paired by item against the first run, and the figure."""
     table = main_table(runs)
+    if not table:
+        raise UserError("--runs: no item with n >= 2 and rewards in them; judge again with --overwrite if a file was damaged")
     print_table([row for row in table if row["domain"] == "all"], SHORT[:1] + SHORT[2:])
     write_csv(output / "table.csv", table)
     first, *others = runs

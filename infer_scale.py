@@ -189,7 +189,7 @@ def judge_set(args, output, examples, k, accelerator, load, orders="random"):
             log_metrics(output, stage="judging", seconds=time.time() - started, items=len(chunk), judgments=k * len(chunk))
             return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
         in_chunks(output / "samples.jsonl", examples, judge, accelerator, args.chunk_size, "judging")
-    rows = read_rows(output / "samples.jsonl")
+    rows = read_rows(output / "samples.jsonl", fields=("id", "samples"))
     if [r["id"] for r in rows] != [e.id for e in examples]:
         raise UserError(f"{output}/samples.jsonl has other items than {args.data} has now; add --overwrite to judge again")
     return examples, rows

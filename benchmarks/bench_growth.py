@@ -27,9 +27,9 @@ def main():
     add_flags(parser, repeats=3)
     parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="samples per prompt, at --length")
     parser.add_argument("--lengths", type=int, nargs="*", default=[128, 256, 512, 1024, 2048], help="prompt tokens, at k = 8")
-    parser.add_argument("--length", type=int, default=620)
-    parser.add_argument("--prompts", type=int, default=1)
-    parser.add_argument("--new_tokens", type=int, default=48)
+    parser.add_argument("--length", type=int, default=620, help="prompt tokens, where k grows")
+    parser.add_argument("--prompts", type=int, default=1, help="distinct prompts")
+    parser.add_argument("--new_tokens", type=int, default=48, help="tokens of each completion")
     args = parser.parse_args()
     if args.contestant:
         return run(args, json.loads(args.contestant))

@@ -74,9 +74,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, repeats=3)
     parser.add_argument("--k", type=int, nargs="+", default=[1, 8, 32], help="samples per prompt")
-    parser.add_argument("--prompts", type=int, default=4)
-    parser.add_argument("--prompt_tokens", type=int, default=620)
-    parser.add_argument("--new_tokens", type=int, default=16)
+    parser.add_argument("--prompts", type=int, default=4, help="distinct prompts")
+    parser.add_argument("--prompt_tokens", type=int, default=620, help="tokens of each prompt")
+    parser.add_argument("--new_tokens", type=int, default=16, help="tokens of each completion")
     parser.add_argument("--copy_mb", type=int, default=256, help="size of the copied block")
     args = parser.parse_args()
     if args.contestant:

@@ -94,10 +94,10 @@ def run(args, what):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser, repeats=3)
-    parser.add_argument("--prompts", type=int, default=2)
+    parser.add_argument("--prompts", type=int, default=2, help="distinct prompts")
     parser.add_argument("--G", type=int, default=4, help="completions per prompt")
-    parser.add_argument("--prompt_tokens", type=int, default=297)
-    parser.add_argument("--new_tokens", type=int, default=48)
+    parser.add_argument("--prompt_tokens", type=int, default=297, help="tokens of each prompt")
+    parser.add_argument("--new_tokens", type=int, default=48, help="tokens of each completion")
     parser.add_argument("--steps", type=int, default=3, help="steps of a measurement, the first not counted")
     args = parser.parse_args()
     if args.contestant:
