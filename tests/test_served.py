@@ -244,6 +244,7 @@ def test_a_hanging_server_is_asked_again(fake, monkeypatch):
 
 def test_ctrl_c_does_not_wait_for_open_requests(fake, monkeypatch, tmp_path, capsys):
     server = fake(lambda body, n: 60.0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with SIGINT ignored
 
     def interrupt():
         while not server.requests:
