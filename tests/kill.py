@@ -273,26 +273,27 @@ def main():
         seconds, operations = time.time() - began, int(os.pread(counter, 9, 0) or 1)
         assert code == 0, f"{name}: exit code {code}, {log.read_text()[-3000:]}"
         assert_whole(whole)
-        faults = 0
+        faults, latest = 0, seconds  # the last moment of a fault that comes at a time
         while faults < args.faults * (args.only is None or name in args.only):
             kind = kinds[turn % len(kinds)]
-            turn += 1
             with open(log, "a") as file:
                 file.write(f"\n==== {kind}\n")
             at = rng.randint(1, operations) if kind in ("kill", "full disk") else 0
             size = log.stat().st_size
             pid = start(words, killed, log, kind, at)
             if not at:
-                time.sleep(rng.uniform(0.1, seconds))
+                time.sleep(rng.uniform(0.1, latest))
                 try:
                     os.killpg(pid, signal.SIGINT if kind == "interrupt" else signal.SIGKILL)
                 except ProcessLookupError:
                     pass
             code, said = ended(pid), log.read_bytes()[size:].decode(errors="replace")
-            if code == 0:  # done before the fault came: compare, and start afresh
+            if code == 0:  # done before the fault came: compare, and try the same fault earlier in a fresh folder
                 compare(whole, killed, total)
                 shutil.rmtree(killed)
+                latest *= 0.7
                 continue
+            turn += 1
             expected = {"kill": -9, "kill at a time": -9, "interrupt": 130, "full disk": 2}[kind]
             assert code == expected and "Traceback" not in said, f"{name}, {kind}: exit code {code}\n{said[-3000:]}"
             if kind == "interrupt":
