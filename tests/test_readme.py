@@ -2,6 +2,7 @@
 import ast
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,27 @@ def test_every_command_names_existing_flags(helps, command):
     for word in words[1:]:
         if word.startswith("--"):
             assert word in helps[words[0]], f"{words[0]} has no {word}"
+
+
+def test_the_quick_start_runs_as_printed(tmp_path):
+    """Each plain command of the quick start, in a copy of the project, with flags appended that make it short."""
+    block = re.search(r"The plain commands behind it:\n\n```bash\n(.*?)```", README, re.S)[1]
+    short = {"spct_rft.py": "--limit 24 --epochs 0.2", "spct_rl.py": "--steps 1 --prompts_per_step 8", "meta_rm.py": "--limit 24",
+             "infer_scale.py": "--limit 12 --k 4"}
+    shutil.copytree(ROOT, tmp_path / "copy", ignore=shutil.ignore_patterns(".*", "runs"))
+    started = []
+    for line in block.splitlines():
+        words = shlex.split(line, comments=True)
+        script = next((w for w in words if w.endswith(".py")), None)
+        if script:
+            launcher = ["-m", "accelerate.commands.accelerate_cli", "launch"] if words[0] == "accelerate" else []
+            done = subprocess.run([sys.executable, *launcher, *words[words.index(script):], *short.get(script, "").split()],
+                                  cwd=tmp_path / "copy", capture_output=True, text=True, timeout=600)
+            assert done.returncode == 0, f"{line}\n{done.stderr[-3000:]}"
+            started.append(script)
+    assert started == ["grm.py", "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", "eval.py"]
+    for made in re.findall(r"-> (runs/toy/\w+)", block):
+        assert (tmp_path / "copy" / made).is_dir(), made
 
 
 def test_every_path_in_the_readme_exists():
