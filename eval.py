@@ -234,32 +234,42 @@ NAMES = {"vote": "Voting@k", "guided": "guided by the meta RM, k/2 of k", "rando
 
 
 def draw_curves(table, flat, path, caption):
-    """PNG of accuracy against k (log2 axis, 95 % intervals), with the greedy judges and chance as horizontal lines."""
+    """PNG of accuracy against k (log2 axis, 95 % intervals), with the greedy judges and chance as horizontal lines.
+
+    The accuracy axis is logit: halving the errors is as far near 99 % as near 60 %. Exact 0 and 1 are drawn at its ends.
+    """
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(7.5, 5))
+    figure, axes = plt.subplots(figsize=(7.5, 6))
     labels = sorted({row["run"] for row in table})
+
+    def inside(values):  # fractions, kept off the two ends of a logit axis
+        return np.clip(np.asarray(values, dtype=float), 0.01, 0.999)
     for number, label in enumerate(labels):
         for method in NAMES:
             points = [r for r in table if r["run"] == label and r["method"] == method]
             if points and not (method == "oracle" and len(labels) > 1):
-                k, y = [p["k"] for p in points], [100 * p["accuracy"] for p in points]
-                style = ["-", "--", ":", "-."][number % 4]
-                axes.plot(k, y, style, marker="o", ms=4, color=COLOURS[method],
+                k, style = [p["k"] for p in points], ["-", "--", ":", "-."][number % 4]
+                axes.plot(k, inside([p["accuracy"] for p in points]), style, marker="o", ms=4, color=COLOURS[method],
                           label=NAMES[method] + (f" ({label})" if len(labels) > 1 else ""))
-                axes.fill_between(k, [100 * p["low"] for p in points], [100 * p["high"] for p in points],
+                axes.fill_between(k, inside([p["low"] for p in points]), inside([p["high"] for p in points]),
                                   color=COLOURS[method], alpha=0.12, lw=0)
     greys = ["0.0", "0.3", "0.5", "0.65", "0.8"]
     for (name, value), grey in zip(flat.items(), greys * 9, strict=False):
-        axes.axhline(100 * value, lw=1, ls=(0, (4, 3)), color=grey)
-        axes.annotate(f"{name} {100 * value:.1f}", (1.0, 100 * value), xycoords=("axes fraction", "data"),
+        axes.axhline(inside(value), lw=1, ls=(0, (4, 3)), color=grey)
+        axes.annotate(f"{name} {100 * value:.1f}", (1.0, inside(value)), xycoords=("axes fraction", "data"),
                       xytext=(4, -3), textcoords="offset points", fontsize=8, color=grey)
     axes.set_xscale("log", base=2)
     ticks = sorted({row["k"] for row in table})
     axes.set_xticks(ticks, [str(t) for t in ticks])
     axes.set_xlabel("judgments sampled per item, k")
-    axes.set_ylabel("accuracy, %")
+    axes.set_yscale("logit")
+    shown = [y for y in (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9)
+             if axes.get_ylim()[0] <= y / 100 <= axes.get_ylim()[1]]
+    axes.set_yticks([y / 100 for y in shown], [f"{y:g}" for y in shown])
+    axes.set_yticks([], minor=True)
+    axes.set_ylabel("accuracy, % (logit axis)")
     axes.grid(alpha=0.25)
     if table:
         axes.legend(fontsize=8, loc="best")
