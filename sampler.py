@@ -1,9 +1,8 @@
-r"""Plumbing: how models are loaded and many judgments are generated fast. Imports nothing of ours but runs.py.
+r"""Plumbing: how models are loaded and many judgments are generated fast. Imports nothing of ours but runs.py and attention.py.
 
 Parallel sampling is what the paper scales, and judgments share most of their input, so:
   - every distinct prefix is computed once: first the preamble that all prompts share, then each distinct prompt;
-  - its keys and values are also held once and read once per token, for all samples together (`SharedPrompts`);
-  - those of the completions are written into one buffer in place (the library's cache copies all of it at every token);
+  - its keys and values are also held once and read once per token, for all samples together (attention.py);
   - finished rows leave the batch; prompts are sorted by length; the vocabulary projection runs on the last token only;
   - each row draws its own random numbers, so a judgment depends on its seed and prompt, not on its neighbours.
 """
@@ -11,16 +10,15 @@ import dataclasses
 import hashlib
 import importlib.util
 import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
+from attention import SharedPrompts, attention_of, buffer_cache, shares_prompts
 from runs import UserError, in_bf16
 
 transformers_logging.set_verbosity_error()
@@ -105,177 +103,6 @@ def end_token_ids(model, tokenizer):
     ids = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
     return sorted(set(ids) | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))
-
-
-# ----- the key/value cache: one buffer per layer, written in place -----
-
-class BufferLayer(DynamicLayer):
-    """Keys and values (B, H, length, D) as a view of a larger buffer; `update` writes the new tokens behind them.
-
-    Measured on 2 cores (SmolLM2-135M, 32 rows, 620 + 48 tokens): concatenating at every token took longer than the model.
-    """
-    def __init__(self, keys, values, room):
-        super().__init__()
-        self.used = keys.shape[2]
-        self.buffers = [torch.cat([x, x.new_empty(*x.shape[:2], room, x.shape[3])], dim=2) for x in (keys, values)]
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self.show()
-
-    def show(self):
-        self.keys, self.values = (b[:, :, :self.used] for b in self.buffers)
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        end = self.used + key_states.shape[2]
-        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
-            buffer[:, :, self.used:end] = new
-        self.used = end
-        self.show()
-        return self.keys, self.values
-
-    def select(self, rows):
-        self.buffers = [b[rows] for b in self.buffers]
-        self.show()
-
-
-def buffer_cache(cache, rows, room, length=None):
-    """A new cache with the given rows of `cache` (a row may repeat), their first `length` tokens, and room for more."""
-    new = DynamicCache()
-    new.layers = [BufferLayer(layer.keys[rows, :, :length], layer.values[rows, :, :length], room) for layer in cache.layers]
-    return new
-
-
-# ----- attention over parts: keys and values that rows share are held once, and read once per token -----
-
-class SharedPrompts:
-    """Keys and values of a batch's prompts: the preamble of all rows once, the rest of each distinct prompt once.
-
-    Measured on one core (SmolLM2-135M, 4 prompts of 620 tokens x 8 samples, 48 new tokens) against a copy of the prompt for
-    each row: 19 instead of 25 CPU seconds, 1.1 instead of 2.0 GB; more samples gain more.
-    """
-    def __init__(self, cache, shared, lengths):
-        """cache: of the U prompts as `prefill` leaves it.  shared: tokens of the preamble.  lengths: (U,) tokens."""
-        layers = [(layer.keys, layer.values) for layer in cache.layers]                   # (U, H, W, D) each
-        self.preamble = [[x[-1:, :, :shared].clone() for x in pair] for pair in layers] if shared else None
-        self.prompts = [[x[:, :, shared:] for x in pair] for pair in layers]              # (U, H, R, D) each; see arrange
-        rest = self.prompts[0][0].shape[2]
-        self.places = lengths[:, None] - rest + torch.arange(rest, device=lengths.device)                 # (U, R)
-        self.real = self.places >= shared  # others are padding, or tokens that the preamble holds            (U, R)
-
-    def arrange(self, source):
-        """Take note which prompt each row continues; prompts without rows are dropped (keys and values are copied once).
-
-        blocks: (first prompt, end prompt, their rows (S, g)): prompts with about equally many rows (the same power of two,
-        filled up by repeating a row) make one batched product.  back: (b,) where each row is in the blocks laid end to end.
-        """
-        counts = torch.bincount(source, minlength=len(self.real))
-        owners = counts.argsort(stable=True)
-        owners = owners[counts[owners] > 0]
-        place = torch.empty_like(counts)
-        place[owners] = torch.arange(len(owners), device=counts.device)
-        self.source, counts = place[source], counts[owners]                               # (b,), (U',)
-        self.prompts = [[x[owners] for x in pair] for pair in self.prompts]
-        self.places, self.real = self.places[owners], self.real[owners]
-        rows, starts = self.source.argsort(stable=True), counts.cumsum(0) - counts
-        sizes = 2 ** counts.float().log2().ceil().long()                                  # (U',)
-        self.blocks, self.back, first, slots = [], torch.empty_like(source), 0, 0
-        for size, many in zip(*(x.tolist() for x in torch.unique_consecutive(sizes, return_counts=True)), strict=True):
-            end, member = first + many, torch.arange(size, device=source.device)
-            taken = torch.minimum(member, counts[first:end, None] - 1)                    # (S, g)
-            block = rows[starts[first:end, None] + taken]                                 # (S, g)
-            self.blocks.append((first, end, block))
-            new = taken == member
-            self.back[block[new]] = slots + torch.arange(block.numel(), device=source.device).view(block.shape)[new]
-            first, slots = end, slots + block.numel()
-
-    def at(self, positions):
-        """positions: (b,) of the tokens about to be computed."""
-        self.positions, self.masks = positions[:, None], {}
-        return self
-
-    def mask(self, part, window, length):
-        """Which keys of a part each row sees: (b, length) bool, or None for all. Made once per token, not per layer."""
-        if (part, window) not in self.masks:
-            seen, places = None, torch.arange(length, device=self.positions.device)
-            if part == "prompts":
-                seen, places = self.real[self.source], self.places[self.source]
-            elif part == "own":
-                places = places + self.positions + 1 - length
-            if window:
-                near = places > self.positions - window                                   # (b, length)
-                seen = near if seen is None else seen & near
-            self.masks[part, window] = None if seen is None or bool(seen.all()) else seen
-        return self.masks[part, window]
-
-
-def attend(query, keys, values, mask, softcap):
-    """query: (S, g, H, n, D), g rows that share the keys (S, H, W, D); mask: (S, g, W) or None.
-
-    Returns sum of exp(score - top) * value, top and sum of exp(score - top): (S*g, H*n, D), and (S*g, H*n, 1) twice.
-    """
-    S, g, H, n, D = query.shape
-    scores = (query.transpose(1, 2).reshape(S, H, g * n, D) @ keys.transpose(2, 3)).float()               # (S, H, g*n, W)
-    if softcap:
-        scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:  # Pitfall: not -inf, for a sliding window may hide all of a part
-        scores.view(S, H, g, n, -1).masked_fill_(~mask[:, None, :, None], torch.finfo(torch.float32).min)
-    top = scores.amax(-1, keepdim=True)                                                                   # (S, H, g*n, 1)
-    weights = scores.sub_(top).exp_()
-    results = (weights.to(values.dtype) @ values).float(), top, weights.sum(-1, keepdim=True)
-    return [x.view(S, H, g, n, -1).transpose(1, 2).reshape(S * g, H * n, -1) for x in results]
-
-
-def attention_over_parts(module, query, key, value, attention_mask, scaling, sliding_window=None, softcap=None, shared=None,
-                         **kwargs):
-    """Attention of one new token per row to preamble, prompt and its own completion; stands in for the library's.
-
-    query: (b, heads, 1, D).  key, value: (b, H, t, D) of the completions so far, one head for n of the query's: they are not
-    expanded.  shared: SharedPrompts.  The parts are joined at their common maximum, so this is exactly one softmax.
-    """
-    b, heads, _, D = query.shape
-    H, window = key.shape[1], sliding_window
-    query = (query * scaling).view(b, H, heads // H, D)
-    mask = shared.mask("own", window, key.shape[2])
-    parts = [attend(query[:, None], key, value, None if mask is None else mask[:, None], softcap)]
-    keys, values = shared.prompts[module.layer_idx]
-    mask = shared.mask("prompts", window, keys.shape[2])
-    blocks = [attend(query[rows], keys[first:end], values[first:end], None if mask is None else mask[rows], softcap)
-              for first, end, rows in shared.blocks]
-    parts.append([torch.cat(x)[shared.back] for x in zip(*blocks, strict=True)])
-    if shared.preamble:
-        keys, values = shared.preamble[module.layer_idx]
-        mask = shared.mask("preamble", window, keys.shape[2])
-        parts.append(attend(query[None], keys, values, None if mask is None else mask[None], softcap))
-    top = torch.stack([top for _, top, _ in parts]).amax(0)                                               # (b, heads, 1)
-    scales = [(part_top - top).exp() for _, part_top, _ in parts]
-    out = sum(x * scale for (x, _, _), scale in zip(parts, scales, strict=True))
-    total = sum(x * scale for (_, _, x), scale in zip(parts, scales, strict=True))
-    return (out / total).to(value.dtype)[:, None], None                                                   # (b, 1, heads, D)
-
-
-AttentionInterface.register("parts", attention_over_parts)
-# Architectures whose attention is covered by the function above (tested); others get copies of the prompt, see generate_batch.
-SHARES_PROMPTS = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2"}
-told = set()       # architectures for which the printed line was printed
-SHARE_FROM = 128  # tokens: shorter prompts are as cheap to copy (measured on the toy model)
-
-
-def shares_prompts(model, width):
-    """Whether prompts of at most `width` tokens are attended to in parts; says so once if the model is not covered."""
-    kind = model.config.model_type
-    if kind not in SHARES_PROMPTS and kind not in told:
-        told.add(kind)
-        print(f"{kind}: every sample gets its own copy of its prompt's keys and values (more memory, slower)")
-    return kind in SHARES_PROMPTS and width >= SHARE_FROM
-
-
-@contextmanager
-def attention_of(model, name):
-    """The model's attention function is the one registered as `name`."""
-    before, model.config._attn_implementation = model.config._attn_implementation, name
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = before
 
 
 # ----- generation -----
@@ -398,9 +225,9 @@ def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds
     cache, mask, logits, shared = prefill(model, [list(p) for p in distinct], tokenizer.pad_token_id or 0)
     source = torch.tensor([index[tuple(p)] for p in prompts], device=device)              # (B,) row -> distinct prompt
     alive = torch.arange(len(prompts), device=device)                                     # (b,) rows still in the batch
-    parts, attention = None, model.config._attn_implementation
+    parts, kind = None, model.config._attn_implementation
     if sharing:
-        parts, attention = SharedPrompts(cache, shared, mask.sum(1)), "parts"
+        parts, kind = SharedPrompts(cache, shared, mask.sum(1)), "parts"
         parts.arrange(source)
     cache = buffer_cache(cache, source, max_new_tokens, 0 if parts else None)
     mask, logits = mask[source], logits[source]
@@ -428,7 +255,7 @@ def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds
             alive, token = alive[keep], token[keep]
         positions = length[alive] + t                                                     # (b,)
         seen = {"shared": parts.at(positions)} if parts else {"attention_mask": mask[alive, :width + t + 1]}
-        with attention_of(model, attention):
+        with attention_of(model, kind):
             out = model(input_ids=token[:, None], position_ids=positions[:, None], past_key_values=cache, use_cache=True,
                         logits_to_keep=1, **seen)
         logits = out.logits[:, -1].float()                                                # (b, V)

@@ -269,7 +269,7 @@ def test_checkpoints_are_safetensors_and_execute_nothing(tmp_path, tiny_model, t
 
 def test_nothing_asks_for_code_of_others():
     """No program passes trust_remote_code, unpickles, or loads training state without weights_only."""
-    for name in ["runs", "records", "sampler", "data", "toy", *PROGRAMS]:
+    for name in ["runs", "records", "attention", "sampler", "data", "toy", *PROGRAMS]:
         tree = ast.parse((ROOT / f"{name}.py").read_text(encoding="utf-8"))
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             words = {k.arg: k.value for k in call.keywords}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, make_tiny_model
 
+import attention
 import grm
 import sampler
 from grm import PreferenceExample, sample_judgments
@@ -37,7 +38,7 @@ def same(rows, others):
 
 @pytest.fixture(autouse=True)
 def share_from(monkeypatch):  # the prompts here are short; both ways of attending to them are tested below
-    monkeypatch.setattr(sampler, "SHARE_FROM", 0)
+    monkeypatch.setattr(attention, "SHARE_FROM", 0)
 
 
 @pytest.fixture(params=[*ARCHITECTURES, "mistral"])
@@ -131,15 +132,15 @@ def test_shared_prompts_and_copied_prompts_give_the_same_rows(any_model, toy_tok
     model.generation_config.eos_token_id = [toy_tokenizer.eos_token_id, *ends_often]
     prompts = [p for p, copies in zip(make_prompts(), (1, 7, 3, 1, 2, 5, 4), strict=True) for _ in range(copies)]
     shared = generate(model, toy_tokenizer, prompts, temperature, max_new_tokens=16)
-    monkeypatch.setattr(sampler, "SHARE_FROM", 10**9)
+    monkeypatch.setattr(attention, "SHARE_FROM", 10**9)
     same(shared, generate(model, toy_tokenizer, prompts, temperature, max_new_tokens=16))
 
 
 def test_other_architectures_copy_and_say_so_once(tiny_model, toy_tokenizer, monkeypatch, capsys):
     model = tiny_model()
     rows = generate(model, toy_tokenizer, make_prompts())
-    monkeypatch.setattr(sampler, "SHARES_PROMPTS", set())
-    monkeypatch.setattr(sampler, "told", set())
+    monkeypatch.setattr(attention, "SHARES_PROMPTS", set())
+    monkeypatch.setattr(attention, "told", set())
     monkeypatch.setattr(sampler, "SharedPrompts", None)
     same(rows, generate(model, toy_tokenizer, make_prompts()))
     generate(model, toy_tokenizer, make_prompts())
@@ -148,13 +149,13 @@ def test_other_architectures_copy_and_say_so_once(tiny_model, toy_tokenizer, mon
 
 def test_the_model_gets_its_attention_back(tiny_model, toy_tokenizer, monkeypatch):
     model = tiny_model()
-    assert {make_tiny_model(a, 300).config.model_type for a in [*ARCHITECTURES, "mistral"]} == sampler.SHARES_PROMPTS
+    assert {make_tiny_model(a, 300).config.model_type for a in [*ARCHITECTURES, "mistral"]} == attention.SHARES_PROMPTS
     before, seen = model.config._attn_implementation, []
-    real = sampler.attend
-    monkeypatch.setattr(sampler, "attend", lambda *args: seen.append(model.config._attn_implementation) or real(*args))
+    real = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *args: seen.append(model.config._attn_implementation) or real(*args))
     generate(model, toy_tokenizer, make_prompts(), max_new_tokens=3)
     assert set(seen) == {"parts"} and model.config._attn_implementation == before
-    monkeypatch.setattr(sampler, "attend", None)
+    monkeypatch.setattr(attention, "attend", None)
     with pytest.raises(TypeError):
         generate(model, toy_tokenizer, make_prompts())
     assert model.config._attn_implementation == before
