@@ -126,7 +126,7 @@ def parameters(model):
                 for side in opened.get_slice(key).get_shape():
                     size *= side
                 count += size
-    return count
+    return count or None
 
 
 # ----- and back -----

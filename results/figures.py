@@ -7,8 +7,13 @@ import eval as evaluation
 from runs import write_text
 from toy import DOMAINS
 
-BY_DOMAIN = ("methods", "kl")  # tables of the README that show the domains too; the CSV files all do
-VALUES = {"accuracy": "accuracy, %", "auc": "ROC-AUC, %", "share": "share, %", "tokens": "tokens"}  # column: its heading
+VALUES = {"accuracy": "accuracy, %", "auc": "ROC-AUC, %", "share": "share of the GRM's wrong judgments, %", "tokens": "tokens"}  # column: its heading
+MORE = {  # columns of their own of some tables: heading, factor, decimals
+    "compute": {"mflops": ("million FLOPs an item", 1, 0)},
+    "failures": {"count": ("judgments", 1, 0), "share_base": ("base, %", 100, 1), "share_rft": ("GRM-RFT, %", 100, 1),
+                 "share_undamaged": ("undamaged, %", 100, 1)},
+    **{name: {d: (d, 100, 1) for d in DOMAINS} for name in ("methods", "kl")},  # the CSV files of all others have the domains too
+}
 
 
 def read(name, folder=Path("results")):
@@ -31,7 +36,7 @@ def fill_readme():
         def block(match, lines_of=lines_of):
             rows = read(match[2])
             if not rows:
-                return match[0]
+                return f"{match[1]}\n(not run)\n<!-- end -->"
             command, commits = caption(rows)
             return "\n".join([match[1], *lines_of(match[2], rows), "", f"`{command}`, commit {commits}.", "<!-- end -->"])
         text = re.sub(f"({pattern}).*?<!-- end -->", block, text, flags=re.S)
@@ -45,8 +50,8 @@ def percent(value):
 def table_lines(name, rows):
     value = next(v for v in VALUES if v in rows[0])
     scale, unit = (1, "tokens") if value == "tokens" else (100, "points")
-    judged, domains = ["verdict"] if "verdict" in rows[0] else [], list(DOMAINS) if name in BY_DOMAIN else []
-    heads = [VALUES[value], "95 % interval", "per seed", f"paired difference, {unit}", "paper", *judged, *domains]
+    judged, more = ["verdict"] if "verdict" in rows[0] else [], MORE.get(name, {})
+    heads = [VALUES[value], "95 % interval", "per seed", f"paired difference, {unit}", "paper", *judged, *[h for h, _, _ in more.values()]]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
     for r in rows:
         cells = [r["row"], "not run", "", "", ""]
@@ -56,7 +61,8 @@ def table_lines(name, rows):
             if "difference_low" in numbers:
                 cells[4] = f"{numbers['difference_low']:+.1f} to {numbers['difference_high']:+.1f}"
                 cells[4] += f" ({r['against']})" if r.get("against") else ""
-        cells += [r["paper"], *[r[c] for c in judged], *[percent(r[d]) if r[d] else "" for d in domains]]
+        cells += [r["paper"], *[r[c] for c in judged],
+                  *[f"{factor * float(r[c]):,.{decimals}f}" if r[c] else "" for c, (_, factor, decimals) in more.items()]]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -77,7 +83,7 @@ def domain_lines(_, rows):
 # ----- figures -----
 
 def draw(folder):
-    """results/scaling.png and results/rl_training.png from the CSV files beside them alone."""
+    """results/scaling.png, compute.png and rl_training.png from the CSV files beside them alone."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -91,6 +97,9 @@ def draw(folder):
         command, commits = caption(rows)
         evaluation.draw_curves(points, flat, folder / "scaling.png", f"{command}  |  commit {commits}  |  toy world, {rows[1]['items']} "
                                f"test items, seeds of the curves: {len(rows[1]['seeds'].split())}, 95 % intervals over items")
+    rows = read("compute", folder)
+    if rows:
+        draw_compute(rows, folder / "compute.png")
     rows = read("rl_training", folder)
     if rows:
         panels = {"reward/mean": "rule reward (-1..1)", "policy/kl": "KL to the RFT model, nats per token",
@@ -114,3 +123,34 @@ def draw(folder):
         figure.tight_layout(rect=(0, 0.03, 1, 1))
         figure.savefig(folder / "rl_training.png", dpi=130)
         plt.close(figure)
+
+
+def draw_compute(rows, path):
+    """Accuracy against FLOPs per item, one line per size of the judge: voted with k judgments, and greedy as a square."""
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(7.5, 5))
+    for size, colour in (("small", "tab:green"), ("medium", "tab:blue"), ("large", "tab:red")):
+        points = [r for r in rows if r.get("size") == size and r["accuracy"] != "not run"]
+        for voted, style in ((True, "o-"), (False, "s")):
+            part = [r for r in points if (r["greedy"] == "0") == voted]
+            if part:
+                x, y = [float(r["mflops"]) for r in part], [100 * float(r["accuracy"]) for r in part]
+                spread = [[y[i] - 100 * float(r["low"]) for i, r in enumerate(part)], [100 * float(r["high"]) - y[i] for i, r in enumerate(part)]]
+                axes.errorbar(x, y, spread, fmt=style, ms=5, lw=1.2, capsize=2, color=colour, mfc=colour if voted else "white",
+                              label=f"{size}, {'Voting@k' if voted else 'greedy'}")
+                for r, a, b in zip(part, x, y, strict=True):
+                    axes.annotate(r["k"] if voted else "", (a, b), xytext=(3, -10), textcoords="offset points", fontsize=7, color=colour)
+    ceiling = [r for r in rows if r["row"].startswith("undamaged") and r["accuracy"] != "not run"]
+    if ceiling:
+        axes.axhline(100 * float(ceiling[0]["accuracy"]), lw=1, ls=(0, (4, 3)), color="0.5", label=ceiling[0]["row"])
+    axes.set_xscale("log")
+    axes.set_xlabel("million FLOPs per item = 2 x parameters x k x (prompt + generated tokens)")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    command, commits = caption(rows)
+    figure.text(0.01, 0.01, f"{command}  |  commit {commits}  |  toy world, RFT and RL at every size, numbers: k, 95 % intervals over items",
+                fontsize=6.5, color="0.35")
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -20,13 +20,13 @@ sys.path[:0] = [str(HERE), str(HERE / "results")]
 os.chdir(HERE)
 from compact import record_finished, seeds_on_record  # noqa: E402
 from figures import draw, fill_readme  # noqa: E402
-from tables import TRIES, make_tables  # noqa: E402
-
 from runs import command_line, git_commit  # noqa: E402
+from tables import TRIES, make_tables  # noqa: E402
 
 BASE, UNDAMAGED = "toy_base/medium", "toy_base/medium-undamaged"
 R = "runs/results"
 META = "--limit 6000 --epochs 2"  # 2,500 updates: with 126 it told good judgments from bad ones hardly better than chance
+SIZES = {"small": 32, "large": 8}  # size of toy_base beside the medium one: judgments per item
 
 
 def plan(seed):
@@ -84,6 +84,18 @@ def plan(seed):
         voting("heldout", f"{s}/heldout/rl/model", 32, f"--meta_rm {s}/heldout/meta_rm/model --domain safety"),
         ("heldout: voting-guided-by-all", f"infer_scale.py --model {grm} --output {s}/heldout/reference --k 32 --seed {seed} "
                                           f"--meta_rm {meta} --domain safety"),
+        # Tables 11 and 12: items with n > 2 as pairs; a reference in the prompt (greedy: the same for every seed but for the GRM)
+        *[greedy(f"{part}/{judge}", model, flags) for part, flags in (("bon", "--bon pairs"), ("reference", "--use_reference"))
+          for judge, model in [("grm", grm)] + [("base", BASE), ("undamaged", UNDAMAGED)] * (seed == 0)],
+        # Tables 1 and 14, App. F.2: principles given and lent; why greedy judgments are wrong
+        *[(f"principles: {judge}", f"results/principles.py --model {model} --grm {grm} --output {s}/principles/{judge} --seed {seed}")
+          for judge, model in (("base", BASE), ("rft", f"{s}/grm/rft/model"), ("grm", grm))],
+        *[(f"failures: {judge}", f"results/failures.py --samples {s}/{run}/greedy --output {s}/failures/{judge}")
+          for judge, run in (("base", "base"), ("rft", "grm/after_rft"), ("grm", "grm"), ("undamaged", "undamaged"))],
+        # Fig. 4 at equal compute: the other sizes, where toy.py has made them
+        *[line for size, k in SIZES.items() if Path(f"toy_base/{size}").exists()
+          for line in (rft(f"sizes/{size}", f"--model toy_base/{size}"), rl(f"sizes/{size}", f"{s}/sizes/{size}/rft/model"),
+                       greedy(f"sizes/{size}", f"{s}/sizes/{size}/rl/model"), voting(f"sizes/{size}", f"{s}/sizes/{size}/rl/model", k))],
     ]
 
 
@@ -112,11 +124,14 @@ def run_seed(seed, only):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
-    parser.add_argument("--only", nargs="+", help="only these parts, e.g. grm base general straight btrm heldout")
+    parser.add_argument("--only", nargs="+", help="only these parts, e.g. grm base meta kl heldout principles sizes")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, one torch thread each")
     parser.add_argument("--tables", action="store_true", help="run nothing; make the tables and figures")
     args = parser.parse_args()
     if not args.tables:
+        for size in SIZES:
+            if not Path(f"toy_base/{size}").exists():
+                print(f"sizes: without toy_base/{size}; python toy.py --size {size} makes it")
         os.environ.setdefault("SPCT_THREADS", "1")
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda seed: run_seed(seed, args.only), args.seeds))

@@ -1,23 +1,36 @@
 """The tables of the README on the toy world, from the compact records of the runs (compact.py) and nothing else.
 
-One function per table. It names rows: label, result, the paper's number, the row to compare with. `finish` adds to each the
-mean, its 95 % bootstrap interval over items (of the means over seeds), the interval of the difference to the other row, paired by
-item and seed, and the verdict: has that difference the sign that the paper's numbers have? The undamaged judge, from which the
-toy's base was made, stands in every table as the ceiling.
+One function per table; it names rows: label, result, the paper's number, the row to compare with (rows.py does the rest). The
+undamaged judge, from which the toy's base was made, stands in every table as the ceiling.
 """
 import functools
-import math
-from collections import defaultdict
 from pathlib import Path
 
-import numpy as np
-from compact import load
-
 import eval as evaluation
+from compact import load
+from failures import CLASSES
 from grm import is_correct
-from infer_scale import credit, item_credit, powers_of_two
+from infer_scale import item_credit, powers_of_two
 from meta_rm import roc_auc
-from toy import DOMAINS
+from principles import SETTINGS
+from rows import (
+    among,
+    anything,
+    finish,
+    greedy_credit,
+    greedy_tokens,
+    in_domain,
+    lists,
+    means,
+    nth_credit,
+    over_seeds,
+    row,
+    several,
+    single,
+    single_score,
+    voting_credit,
+    write,
+)
 
 TRIES = {  # name: (flags, what is different); the meta RM of the tables was found by these
     "first": ("--batch_size 64 --lr 1e-3", "126 updates of 64"),
@@ -27,186 +40,6 @@ TRIES = {  # name: (flags, what is different); the meta RM of the tables was fou
     "epochs-4": ("--batch_size 64 --lr 1e-3 --epochs 4", "four epochs"),
 }
 JUDGES = {"base": "base", "grm/after_rft": "GRM-RFT", "grm": "GRM"}  # folder of the greedy run: name in the tables
-NO_DIFFERENCE = 0.2  # points: up to here the paper's numbers count as equal (it says so itself of 0.2, App. E.1.1)
-
-
-# ----- results: one number per item and seed -----
-
-def several(row):
-    return row["n"] > 1
-
-
-def lists(row):
-    return row["n"] > 2 or "of" in row
-
-
-def single(row):
-    return row["n"] == 1
-
-
-@functools.cache
-def in_domain(domain, least=2):
-    return lambda row: row["domain"] == domain and row["n"] >= least
-
-
-@functools.cache
-def among(ids):
-    return lambda row: row["id"] in ids and row["n"] > 1
-
-
-def greedy_credit(row):
-    return credit(row["samples"][0]["scores"], row["rewards"])
-
-
-def greedy_tokens(row):
-    return row["samples"][0]["tokens"]
-
-
-@functools.cache
-def voting_credit(k, method="vote", k_meta=None):
-    return lambda row: item_credit(row, k, method, k_meta)
-
-
-@functools.cache
-def nth_credit(j):
-    """Of results/principles.py, whose sample j is the judgment with the principles of setting j."""
-    return lambda row: credit(row["samples"][j]["scores"], row["rewards"])
-
-
-@functools.cache
-def single_score(k=None):
-    """Score of a single response: of its first judgment, or of each block of k."""
-    return lambda row: tuple(evaluation.single_scores(row, k) if k else evaluation.single_scores(row)[:1])
-
-
-@functools.cache
-def over_seeds(seeds, name, value_of, keep=several):
-    """{"values": {seed: {item: value}}, "domain", "label", "commits"} of the runs on record; None if there is none.
-
-    The pairs of one best-of-N item (`of`) are one item: its credit is their product, all must be won.
-    """
-    found = {"values": {}, "domain": {}, "label": {}, "commits": set()}
-    for seed in seeds:
-        record = load(seed, name)
-        rows = [r for r in record["rows"] if r["rewards"] and keep(r)] if record else []
-        if rows:
-            parts = defaultdict(list)
-            for r in rows:
-                parts[r.get("of", r["id"])].append(value_of(r))
-            found["values"][seed] = {i: v[0] if len(v) == 1 else math.prod(v) for i, v in parts.items()}
-            found["domain"] |= {r.get("of", r["id"]): r["domain"] for r in rows}
-            found["label"] |= {r["id"]: r["rewards"][0] for r in rows}
-            found["commits"].add(record["commit"])
-    return found if found["values"] else None
-
-
-def means(result, seeds=None):
-    """{item: mean over these seeds (all)}, of the items that each of them has."""
-    columns = [result["values"][s] for s in (seeds or result["values"])]
-    return {i: evaluation.mean(c[i] for c in columns) for i in columns[0] if all(i in c for c in columns)}
-
-
-# ----- rows: interval, paired difference, verdict -----
-
-def row(label, result, paper="", against=None, number=None, gain=None, **more):
-    """What a table says of one row.  paper: its number, as text; number: the same as a number, where the text holds more than
-    one.  against: label of the row to compare with.  gain: the paper's difference to that row, where its numbers do not say it."""
-    if number is None:
-        number = float(paper) if paper.replace(".", "").isdigit() else None
-    return {"label": label, "result": result, "paper": paper, "against": against, "number": number, "gain": gain, "more": more}
-
-
-def finish(specs, value="accuracy"):
-    """Rows of a table.  value: accuracy (fractions), auc (ROC-AUC of single responses), share (fractions), tokens."""
-    named, rows = {s["label"]: s for s in specs}, []
-    for spec in specs:
-        result, other = spec["result"], named.get(spec["against"])
-        line = {"row": spec["label"], value: "not run", "low": "", "high": "", "seeds": "", "items": ""}
-        ends = None
-        if result:
-            line |= summary(result, value)
-            if other and other["result"]:
-                ends = difference(other["result"], result, value)
-        line |= {"against": spec["against"] or "", "difference_low": ends[0] if ends else "", "difference_high": ends[1] if ends else "",
-                 "paper": spec["paper"], "verdict": verdict(spec, other, ends)}
-        if value == "accuracy":
-            line |= {d: by_domain(result, d) for d in DOMAINS}
-        rows.append(line | spec["more"] | {"commit": " ".join(sorted(result["commits"])) if result else ""})
-    return rows
-
-
-def summary(result, value):
-    per_seed = result["values"]
-    scale = 1 if value == "tokens" else 100
-    if value == "auc":
-        labels, columns = auc_columns(result, per_seed)
-        mean, low, high = evaluation.auc_ci(columns, labels, draws=1000)
-        each = [evaluation.auc_ci(auc_columns(result, [s])[1], labels, draws=0)[0] for s in per_seed]
-        count = len(labels)
-    else:
-        values = list(means(result).values())
-        mean, (low, high), count = evaluation.mean(values), evaluation.bootstrap_ci(values), len(values)
-        each = [evaluation.mean(v.values()) for v in per_seed.values()]
-    return {value: mean, "low": low, "high": high, "seeds": " ".join(f"{scale * a:.1f}" for a in each), "items": count}
-
-
-def difference(a, b, value):
-    """(low, high) of b - a on the same items, over the seeds that both have (if they share none, over all of each)."""
-    seeds = [s for s in b["values"] if s in a["values"]]
-    if value == "auc":
-        (labels, x), (_, y) = (auc_columns(r, seeds or r["values"]) for r in (a, b))
-        rng, found = np.random.default_rng(0), []
-        while len(found) < 1000:
-            picked = rng.integers(len(labels), size=len(labels))
-            if 0 < labels[picked].sum() < len(labels):
-                found.append(np.mean([roc_auc(c[picked], labels[picked]) for c in y.T])
-                             - np.mean([roc_auc(c[picked], labels[picked]) for c in x.T]))
-        return tuple(map(float, np.quantile(found, [0.025, 0.975])))
-    x, y = means(a, seeds), means(b, seeds)
-    common = [i for i in x if i in y]
-    return evaluation.paired_ci([x[i] for i in common], [y[i] for i in common])
-
-
-def auc_columns(result, seeds):
-    """(labels (N,), scores (N, seeds x blocks)) of the single responses."""
-    ids = list(result["label"])
-    return (np.array([result["label"][i] for i in ids]),
-            np.array([[x for s in seeds for x in result["values"][s][i]] for i in ids], dtype=float))
-
-
-def by_domain(result, domain):
-    if result is None:
-        return ""
-    values = [v for i, v in means(result).items() if result["domain"][i] == domain]
-    return evaluation.mean(values) if values else ""
-
-
-def verdict(spec, other, ends):
-    """agrees, differs, no difference seen or not tested; "-" where the paper does not report this difference."""
-    gain = spec["gain"]
-    if gain is None and other and spec["number"] is not None and other["number"] is not None:
-        gain = spec["number"] - other["number"]
-    if gain is None:
-        return "-" if spec["result"] or not spec["paper"] else "not tested"
-    if ends is None:
-        return "not tested"
-    low, high = ends
-    if round(abs(gain), 2) <= NO_DIFFERENCE:
-        return "agrees" if low <= 0 <= high else "differs"
-    if low <= 0 <= high:
-        return "no difference seen"
-    return "agrees" if (low > 0) == (gain > 0) else "differs"
-
-
-def write(name, rows, command="python results/reproduce.py --tables"):
-    """results/NAME.csv, and the table printed; nothing if too little of it has been run to show."""
-    value = next((v for v in ("accuracy", "auc", "share", "tokens") if rows and v in rows[0]), None)
-    if not rows or value and sum(r[value] == "not run" for r in rows) > len(rows) / 2:
-        return
-    rows = [{**{k: v for k, v in r.items() if k != "commit"}, "command": command, "commit": r["commit"]} for r in rows]
-    evaluation.write_csv(Path("results") / f"{name}.csv", rows)
-    print(f"\n{name}")
-    evaluation.print_table(rows, [c for c in dict.fromkeys(k for r in rows for k in r) if c not in ("command", "commit", *DOMAINS)])
 
 
 # ----- the paper's main tables -----
@@ -331,6 +164,143 @@ def heldout_safety(seeds):
     write("heldout_safety", finish(specs))
 
 
+# ----- the paper's smaller tables -----
+
+def lengths(seeds):
+    """Fig. 7: tokens of greedy judgments before and after RL."""
+    paper = {"chat": ("241", "265"), "chat-hard": ("259", "259"), "safety": ("245", "218"), "reasoning": ("260", "376")}
+    specs = []
+    for domain, (before, after) in paper.items():
+        rft, grm = (over_seeds(seeds, f"{name}/greedy", greedy_tokens, in_domain(domain, 1)) for name in ("grm/after_rft", "grm"))
+        specs += [row(f"{domain}, GRM-RFT", rft, before), row(f"{domain}, GRM", grm, after, f"{domain}, GRM-RFT")]
+    for name, label, against in (("base", "base", None), ("grm/after_rft", "GRM-RFT", "base"), ("grm", "GRM", "GRM-RFT"),
+                                 ("undamaged", "undamaged judge", "GRM")):
+        specs.append(row(f"all, {label}", over_seeds(seeds, f"{name}/greedy", greedy_tokens, anything), "", against and f"all, {against}"))
+    write("lengths", finish(specs, "tokens"))
+
+
+def single_responses(seeds):
+    """Table 13: right or wrong single responses (n = 1), told apart by their score; the paper's base is Gemma-2-27B-it."""
+    def get(name, k=None):
+        return over_seeds(seeds, name, single_score(k), single)
+    specs = [row("base, greedy", get("base/greedy"), "65.8"),
+             row("Bradley-Terry (BTRM)", get("btrm"), "69.3", "GRM, greedy"),
+             row("GRM-RFT, greedy", get("grm/after_rft/greedy"), "", "base, greedy"),
+             row("GRM, greedy", get("grm/greedy"), "72.2", "base, greedy"),
+             row("GRM, Voting@8", get("grm/8/voting", 8), "74.4", "GRM, greedy"),
+             row("undamaged judge, greedy", get("undamaged/greedy"), "", "GRM, greedy")]
+    write("single_responses", finish(specs, "auc"))
+
+
+def list_or_pairs(seeds):
+    """Table 11: items with n > 2 as one list, or the best response against each other one, all to be won."""
+    paper = {"GRM, list": ("62.3/57.0", 59.65), "GRM, pairs": ("62.1/57.5", 59.8)}
+    specs = []
+    for name, label in (("base", "base"), ("grm", "GRM"), ("undamaged", "undamaged judge")):
+        for kind, folder in (("list", f"{name}/greedy"), ("pairs", f"bon/{name}/greedy")):
+            text, number = paper.get(f"{label}, {kind}", ("", None))
+            specs.append(row(f"{label}, {kind}", over_seeds(seeds, folder, greedy_credit, lists), text,
+                             f"{label}, list" if kind == "pairs" else None, number))
+    write("list_or_pairs", finish(specs))
+
+
+def reference(seeds):
+    """Table 12: what a reference answer in the prompt does (the paper's numbers: PPE Correctness)."""
+    get = functools.partial(over_seeds, seeds)
+    specs = [row("base", get("base/greedy", greedy_credit)),
+             row("base, reference shown", get("reference/base/greedy", greedy_credit), "", "base"),
+             row("GRM", get("grm/greedy", greedy_credit), "59.8"),
+             row("GRM, Voting@32", get("grm/voting", voting_credit(32)), "60.4", "GRM"),
+             row("GRM, guided @32, k_meta 8", get("grm/voting", voting_credit(32, "guided", 8)), "64.7", "GRM"),
+             row("GRM, reference shown", get("reference/grm/greedy", greedy_credit), "91.6", "GRM"),
+             row("undamaged judge", get("undamaged/greedy", greedy_credit)),
+             row("undamaged judge, reference shown", get("reference/undamaged/greedy", greedy_credit), "", "undamaged judge")]
+    write("reference", finish(specs))
+
+
+def principles(seeds):
+    """Tables 1 and 14 (Chat Hard / IFEval): the settings of results/principles.py. The paper's base is Gemma-2-27B-it; its judge
+    that borrows the GRM's principles is GPT-4o, so there its gain stands instead of a number."""
+    oracle = "own, filtered (oracle)"
+    paper = {"base, none": ("59.1/56.1", 57.6), "base, own": ("64.0/55.8", 59.9), f"base, {oracle}": ("68.0/57.3", 62.65),
+             "base, the GRM's": ("GPT-4o: 75.9/55.6 to 78.1/58.3", None), "GRM, own": ("78.3/59.8", 69.05),
+             f"GRM, {oracle}": ("77.0/58.5", 67.75)}
+    gains = {"base, the GRM's": 2.45}  # the mean of 2.2 and 2.7
+    specs, ids = [], frozenset()
+    for name, judge in (("base", "base"), ("rft", "GRM-RFT"), ("grm", "GRM")):
+        for j, setting in enumerate(SETTINGS):
+            if judge == "GRM" and setting.startswith("the GRM"):
+                continue  # its own once more
+            result = over_seeds(seeds, f"principles/{name}", nth_credit(j))
+            ids = ids or frozenset(result["domain"] if result else ())
+            label, against = f"{judge}, {setting}", {"none": None, "own": "none", SETTINGS[5]: SETTINGS[4]}.get(setting, "own")
+            text, number = paper.get(label, ("", None))
+            specs.append(row(label, result, text, against and f"{judge}, {against}", number, gains.get(label)))
+    write("principles", finish([*specs, ceiling(seeds, among(ids))]))
+
+
+def failures(seeds):
+    """App. F.2: what the wrong greedy judgments are wrong in (results/failures.py); the paper's counts are of 10 errors each in
+    Reward Bench / PPE Preference / PPE Correctness / RMB, decided by hand."""
+    paper = {"wrong critique": ("21 of 40 (4/5/7/5)", 52.5, "wrong weights"), "wrong weights": ("13 of 40 (4/4/3/2)", 32.5, "wrong principles"),
+             "wrong principles": ("2 of 40 (1/1/0/0)", 5.0, None)}
+    reports = {judge: {seed: load(seed, f"failures/{judge}") for seed in seeds if load(seed, f"failures/{judge}")}
+               for judge in ("base", "rft", "grm", "undamaged")}
+
+    def share(judge, kind):
+        """The wrong judgments as items: 1 if they are of this class."""
+        found = {seed: {i: float(c == kind) for i, c in r["report"]["items"].items()} for seed, r in reports[judge].items()}
+        return found and {"values": found, "domain": {}, "label": {}, "commits": {r["commit"] for r in reports[judge].values()}}
+    specs = []
+    for kind in CLASSES:
+        text, number, against = paper.get(kind, ("", None, None))
+        others = {f"share_{judge}": evaluation.mean(means(share(judge, kind)).values()) if reports[judge] else ""
+                  for judge in ("base", "rft", "undamaged")}
+        specs.append(row(kind, share("grm", kind), text, against, number, **others,
+                         count=sum(r["report"]["classes"][kind] for r in reports["grm"].values())))
+    write("failures", finish(specs, "share"))
+
+
+# ----- the same compute -----
+
+def compute(seeds):
+    """Fig. 4 with its axis in FLOPs: sizes of the toy judge after RFT and RL, voted. FLOPs per item = 2 x parameters x k x (prompt +
+    generated tokens). The paper's Reward Bench: its 16B, 27B and 671B stand beside small, medium and large."""
+    paper = {"small, greedy": "82.9", "small, Voting@8": "84.9", "medium, greedy": "86.0", "medium, Voting@8": "87.7",
+             "medium, Voting@32": "88.5", "large, greedy": "88.4"}
+    against = {"small, Voting@8": "medium, greedy", "medium, greedy": "small, greedy", "medium, Voting@8": "large, greedy",
+               "medium, Voting@32": "large, greedy", "large, greedy": "medium, greedy"}
+    specs = []
+    for size, greedy, voted in (("small", "sizes/small/greedy", "sizes/small/voting"), ("medium", "grm/greedy", "grm/voting"),
+                                ("large", "sizes/large/greedy", "sizes/large/voting")):
+        runs = {name: [r for r in (load(s, name) for s in seeds) if r and r["parameters"]] for name in (greedy, voted)}
+        k_max = min((len(r["rows"][0]["samples"]) for r in runs[voted]), default=0)
+        for k in [0, *(powers_of_two(k_max) if k_max else [])]:
+            label = f"{size}, Voting@{k}" if k else f"{size}, greedy"
+            name = voted if k else greedy
+            result = over_seeds(seeds, name, voting_credit(k) if k else greedy_credit)
+            specs.append(row(label, result, paper.get(label, ""), against.get(label), size=size, k=k or 1,
+                             greedy=int(not k), mflops=max(k, 1) * flops_per_judgment(runs[name]) / 1e6 if runs[name] else ""))
+    for small, large in (("small", "medium"), ("medium", "large")):
+        rich = next(s for s in specs if s["label"] == f"{large}, greedy")
+        cheap = [s for s in specs if s["more"]["size"] == small and s["result"] and not s["more"]["greedy"]]
+        cheap = [s for s in cheap if rich["result"] and s["more"]["mflops"] <= rich["more"]["mflops"]]
+        if cheap:
+            best = cheap[-1]
+            specs.append({**best, "label": f"{best['label']} for at most the compute of {large}, greedy", "paper": "", "number": None,
+                          "against": f"{large}, greedy", "more": {**best["more"], "size": ""}})
+    undamaged = ceiling(seeds)
+    write("compute", finish([*specs, undamaged]))
+
+
+def flops_per_judgment(records):
+    """2 x parameters x tokens of one judgment, mean over the judgments of all runs; the attention's own products are left out."""
+    def tokens(record):
+        rows = evaluation.graded(record["rows"])
+        return evaluation.mean(s["prompt_tokens"] + s["tokens"] for r in rows for s in r["samples"])
+    return 2 * evaluation.mean(r["parameters"] * tokens(r) for r in records)
+
+
 # ----- why guidance gains little here -----
 
 def margin(scores):
@@ -420,7 +390,8 @@ def rl_training(seeds):
         evaluation.write_csv(Path("results/rl_training.csv"), rows)
 
 
-TABLES = [training, scaling, k_meta, methods, ablations, kl, heldout_safety, guidance, meta_rm_tries, meta_rm, domains, rl_training]
+TABLES = [training, scaling, k_meta, methods, ablations, kl, heldout_safety, lengths, single_responses, list_or_pairs, reference,
+          principles, failures, compute, guidance, meta_rm_tries, meta_rm, domains, rl_training]
 
 
 def make_tables(seeds, names=None):
