@@ -236,6 +236,7 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
             first_sample: index of the first sample.
             orders: "random": drawn for each sample; "opposite": samples 2i and 2i + 1 see reversed orders; "shared": one
             drawn order for all k (the samples of a GRPO group answer one and the same prompt); "original": none drawn.
+            principles: as in build_prompt, or {example id: those of that item} where they are given per query (Eq. 8).
             skip_long: a prompt that does not fit the model gives an invalid judgment ("too_long") instead of a UserError.
             clamp: scores outside 1-10 are clamped, as the released model's card does; training counts them as invalid.
     Returns: one list of k Judgments per example.
@@ -250,7 +251,8 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
             if orders == "opposite" and j % 2:
                 order.reverse()
             jobs.append((example, j, order))
-    chats = [build_prompt(example.permuted(order), template, rating_of(example, rating), principles, use_reference, hint)
+    chats = [build_prompt(example.permuted(order), template, rating_of(example, rating),
+                          principles[example.id] if isinstance(principles, dict) else principles, use_reference, hint)
              for example, _, order in jobs]
     # A served model (served.py) has no tokenizer here: it takes the messages and answers with text.
     prompts = chats if tokenizer is None else [encode_chat(tokenizer, chat) for chat in chats]

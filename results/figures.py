@@ -1,0 +1,156 @@
+"""What is made of results/*.csv alone: the figures, and the tables of README.md (no number is typed by hand)."""
+import csv
+import re
+from pathlib import Path
+
+import eval as evaluation
+from runs import write_text
+from toy import DOMAINS
+
+VALUES = {"accuracy": "accuracy, %", "auc": "ROC-AUC, %", "share": "share of the GRM's wrong judgments, %", "tokens": "tokens"}  # column: its heading
+MORE = {  # columns of their own of some tables: heading, factor, decimals
+    "compute": {"mflops": ("million FLOPs an item", 1, 0)},
+    "failures": {"count": ("judgments", 1, 0), "share_base": ("base, %", 100, 1), "share_rft": ("GRM-RFT, %", 100, 1),
+                 "share_undamaged": ("undamaged, %", 100, 1)},
+    **{name: {d: (d, 100, 1) for d in DOMAINS} for name in ("methods", "kl")},  # the CSV files of all others have the domains too
+}
+
+
+def read(name, folder=Path("results")):
+    """Rows of results/NAME.csv; [] if there is none."""
+    path = Path(folder) / f"{name}.csv"
+    return list(csv.DictReader(open(path, encoding="utf-8"))) if path.exists() else []
+
+
+def caption(rows):
+    """The command, and the commits of all runs behind the rows."""
+    return rows[0].get("command", "python results/reproduce.py --tables"), " ".join(dict.fromkeys(c for r in rows for c in r["commit"].split()))
+
+
+# ----- README.md -----
+
+def fill_readme():
+    """Tables of README.md between <!-- table NAME --> and <!-- end -->, from results/NAME.csv."""
+    text = Path("README.md").read_text(encoding="utf-8")
+    for pattern, lines_of in (("<!-- (domains) -->", domain_lines), (r"<!-- table (\w+) -->", table_lines)):
+        def block(match, lines_of=lines_of):
+            rows = read(match[2])
+            if not rows:
+                return f"{match[1]}\n(not run)\n<!-- end -->"
+            command, commits = caption(rows)
+            return "\n".join([match[1], *lines_of(match[2], rows), "", f"`{command}`, commit {commits}.", "<!-- end -->"])
+        text = re.sub(f"({pattern}).*?<!-- end -->", block, text, flags=re.S)
+    write_text("README.md", text)
+
+
+def percent(value):
+    return f"{100 * float(value):.1f}"
+
+
+def table_lines(name, rows):
+    value = next(v for v in VALUES if v in rows[0])
+    scale, unit = (1, "tokens") if value == "tokens" else (100, "points")
+    judged, more = ["verdict"] if "verdict" in rows[0] else [], MORE.get(name, {})
+    heads = [VALUES[value], "95 % interval", "per seed", f"paired difference, {unit}", "paper", *judged, *[h for h, _, _ in more.values()]]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (1 + len(heads)) + "|"]
+    for r in rows:
+        cells = [r["row"], "not run", "", "", ""]
+        if r[value] != "not run":
+            numbers = {c: scale * float(r[c]) for c in (value, "low", "high", "difference_low", "difference_high") if r.get(c)}
+            cells[1:4] = [f"{numbers[value]:.1f}", f"{numbers['low']:.1f} - {numbers['high']:.1f}", r["seeds"]]
+            if "difference_low" in numbers:
+                cells[4] = f"{numbers['difference_low']:+.1f} to {numbers['difference_high']:+.1f}"
+                cells[4] += f" ({r['against']})" if r.get("against") else ""
+        cells += [r["paper"], *[r[c] for c in judged],
+                  *[f"{factor * float(r[c]):,.{decimals}f}" if r[c] else "" for c, (_, factor, decimals) in more.items()]]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def domain_lines(_, rows):
+    """All domains of the first seed, one line per run."""
+    rows = [r for r in rows if r["seed"] == rows[0]["seed"]]
+    names = sorted({r["domain"] for r in rows})
+    lines = [f"| seed {rows[0]['seed']} | " + " | ".join(names) + " | parse rate |", "|---" * (len(names) + 2) + "|"]
+    for run in dict.fromkeys(r["run"] for r in rows):
+        cells = {r["domain"]: r for r in rows if r["run"] == run}
+        parsed = cells["all"].get("parse_rate")
+        lines.append(f"| {run} | " + " | ".join(f"{percent(cells[d]['accuracy'])} ({percent(cells[d]['low'])}-{percent(cells[d]['high'])})"
+                                                for d in names) + f" | {percent(parsed) if parsed else ''} |")
+    return lines
+
+
+# ----- figures -----
+
+def draw(folder):
+    """results/scaling.png, compute.png and rl_training.png from the CSV files beside them alone."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    rows = read("scaling", folder)
+    if rows:
+        points = [{"run": "GRM", "method": r["method"], "k": int(r["k"]), **{c: float(r[c]) for c in ("accuracy", "low", "high")}}
+                  for r in rows if r["method"]]
+        flat = {r["row"].replace(", greedy", ""): float(r["accuracy"]) for r in read("training", folder)
+                if r["row"].endswith(", greedy") and "general" not in r["row"] and "straight" not in r["row"] and r["low"]}
+        flat["chance"] = float(rows[0]["chance"])
+        command, commits = caption(rows)
+        evaluation.draw_curves(points, flat, folder / "scaling.png", f"{command}  |  commit {commits}  |  toy world, {rows[1]['items']} "
+                               f"test items, seeds of the curves: {len(rows[1]['seeds'].split())}, 95 % intervals over items")
+    rows = read("compute", folder)
+    if rows:
+        draw_compute(rows, folder / "compute.png")
+    rows = read("rl_training", folder)
+    if rows:
+        panels = {"reward/mean": "rule reward (-1..1)", "policy/kl": "KL to the RFT model, nats per token",
+                  "len/mean": "judgment length, tokens", "reward/parse_rate": "parse rate",
+                  "reward/frac_zero_std": "share of groups with equal rewards", "policy/entropy": "entropy, nats per token"}
+        colours = {"grm": "tab:blue", "general": "tab:orange", "straight": "tab:gray"}
+        labels = {"grm": "from RFT (the paper)", "general": "from general data only", "straight": "from the base"}
+        figure, axes = plt.subplots(2, 3, figsize=(11, 6))
+        for axis, (key, title) in zip(axes.flat, panels.items(), strict=True):
+            for kind in colours:
+                for n, seed in enumerate(sorted({r["seed"] for r in rows if r["run"] == kind})):
+                    line = [r for r in rows if r["run"] == kind and r["seed"] == seed]
+                    axis.plot([int(r["step"]) for r in line], [float(r[key]) for r in line], lw=1, alpha=0.8,
+                              color=colours[kind], label=labels[kind] if n == 0 else None)
+            axis.set_title(title, fontsize=9)
+            axis.grid(alpha=0.25)
+        axes[0, 0].legend(fontsize=7)
+        axes[1, 1].set_xlabel("RL step (64 items x 4 judgments)")
+        command, commits = caption(rows)
+        figure.text(0.01, 0.01, f"{command}  |  commit {commits}  |  one line per seed, toy world", fontsize=6.5, color="0.35")
+        figure.tight_layout(rect=(0, 0.03, 1, 1))
+        figure.savefig(folder / "rl_training.png", dpi=130)
+        plt.close(figure)
+
+
+def draw_compute(rows, path):
+    """Accuracy against FLOPs per item, one line per size of the judge: voted with k judgments, and greedy as a square."""
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(7.5, 5))
+    for size, colour in (("small", "tab:green"), ("medium", "tab:blue"), ("large", "tab:red")):
+        points = [r for r in rows if r.get("size") == size and r["accuracy"] != "not run"]
+        for voted, style in ((True, "o-"), (False, "s")):
+            part = [r for r in points if (r["greedy"] == "0") == voted]
+            if part:
+                x, y = [float(r["mflops"]) for r in part], [100 * float(r["accuracy"]) for r in part]
+                spread = [[y[i] - 100 * float(r["low"]) for i, r in enumerate(part)], [100 * float(r["high"]) - y[i] for i, r in enumerate(part)]]
+                axes.errorbar(x, y, spread, fmt=style, ms=5, lw=1.2, capsize=2, color=colour, mfc=colour if voted else "white",
+                              label=f"{size}, {'Voting@k' if voted else 'greedy'}")
+                for r, a, b in zip(part, x, y, strict=True):
+                    axes.annotate(r["k"] if voted else "", (a, b), xytext=(3, -10), textcoords="offset points", fontsize=7, color=colour)
+    ceiling = [r for r in rows if r["row"].startswith("undamaged") and r["accuracy"] != "not run"]
+    if ceiling:
+        axes.axhline(100 * float(ceiling[0]["accuracy"]), lw=1, ls=(0, (4, 3)), color="0.5", label=ceiling[0]["row"])
+    axes.set_xscale("log")
+    axes.set_xlabel("million FLOPs per item = 2 x parameters x k x (prompt + generated tokens)")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    command, commits = caption(rows)
+    figure.text(0.01, 0.01, f"{command}  |  commit {commits}  |  toy world, RFT and RL at every size, numbers: k, 95 % intervals over items",
+                fontsize=6.5, color="0.35")
+    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,207 @@
+"""From the records of runs to the rows of a table: mean, interval, paired difference, verdict.
+
+A result is one number per item and seed. A row's interval is the 95 % bootstrap over items of their means over seeds; its
+difference to another row is paired by item and seed. The verdict says whether that difference has the sign of the paper's.
+"""
+import functools
+import math
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+
+import eval as evaluation
+from compact import load
+from infer_scale import credit, item_credit
+from meta_rm import roc_auc
+from toy import DOMAINS
+
+NO_DIFFERENCE = 0.2  # points: up to here the paper's numbers count as equal (it says so itself of 0.2, App. E.1.1)
+
+
+# ----- results: one number per item and seed -----
+
+def anything(row):
+    return True
+
+
+def several(row):
+    return row["n"] > 1
+
+
+def lists(row):
+    return row["n"] > 2 or "of" in row
+
+
+def single(row):
+    return row["n"] == 1
+
+
+@functools.cache
+def in_domain(domain, least=2):
+    return lambda row: row["domain"] == domain and row["n"] >= least
+
+
+@functools.cache
+def among(ids):
+    return lambda row: row["id"] in ids and row["n"] > 1
+
+
+def greedy_credit(row):
+    return credit(row["samples"][0]["scores"], row["rewards"])
+
+
+def greedy_tokens(row):
+    return row["samples"][0]["tokens"]
+
+
+@functools.cache
+def voting_credit(k, method="vote", k_meta=None):
+    return lambda row: item_credit(row, k, method, k_meta)
+
+
+@functools.cache
+def nth_credit(j):
+    """Of results/principles.py, whose sample j is the judgment with the principles of setting j."""
+    return lambda row: credit(row["samples"][j]["scores"], row["rewards"])
+
+
+@functools.cache
+def single_score(k=None):
+    """Score of a single response: of its first judgment, or of each block of k."""
+    return lambda row: tuple(evaluation.single_scores(row, k) if k else evaluation.single_scores(row)[:1])
+
+
+@functools.cache
+def over_seeds(seeds, name, value_of, keep=several):
+    """{"values": {seed: {item: value}}, "domain", "label", "commits"} of the runs on record; None if there is none.
+
+    The pairs of one best-of-N item (`of`) are one item: its credit is their product, all must be won.
+    """
+    found = {"values": {}, "domain": {}, "label": {}, "commits": set()}
+    for seed in seeds:
+        record = load(seed, name)
+        rows = [r for r in record["rows"] if r["rewards"] and keep(r)] if record else []
+        if rows:
+            parts = defaultdict(list)
+            for r in rows:
+                parts[r.get("of", r["id"])].append(value_of(r))
+            found["values"][seed] = {i: v[0] if len(v) == 1 else math.prod(v) for i, v in parts.items()}
+            found["domain"] |= {r.get("of", r["id"]): r["domain"] for r in rows}
+            found["label"] |= {r["id"]: r["rewards"][0] for r in rows}
+            found["commits"].add(record["commit"])
+    return found if found["values"] else None
+
+
+def means(result, seeds=None):
+    """{item: mean over those of the seeds (default: all) that have it}."""
+    columns = [result["values"][s] for s in (seeds or result["values"])]
+    return {i: evaluation.mean(c[i] for c in columns if i in c) for i in dict.fromkeys(i for c in columns for i in c)}
+
+
+# ----- rows: interval, paired difference, verdict -----
+
+def row(label, result, paper="", against=None, number=None, gain=None, **more):
+    """What a table says of one row.  paper: its number, as text; number: the same as a number, where the text holds more than
+    one.  against: label of the row to compare with.  gain: the paper's difference to that row, where its numbers do not say it."""
+    if number is None:
+        number = float(paper) if paper.replace(".", "").isdigit() else None
+    return {"label": label, "result": result, "paper": paper, "against": against, "number": number, "gain": gain, "more": more}
+
+
+def finish(specs, value="accuracy"):
+    """Rows of a table.  value: accuracy (fractions), auc (ROC-AUC of single responses), share (fractions), tokens."""
+    named, rows = {s["label"]: s for s in specs}, []
+    for spec in specs:
+        result, other = spec["result"], named.get(spec["against"])
+        line = {"row": spec["label"], value: "not run", "low": "", "high": "", "seeds": "", "items": ""}
+        ends = None
+        if result:
+            line |= summary(result, value)
+            if other and other["result"]:
+                ends = difference(other["result"], result, value)
+        line |= {"against": spec["against"] or "", "difference_low": ends[0] if ends else "", "difference_high": ends[1] if ends else "",
+                 "paper": spec["paper"], "verdict": verdict(spec, other, ends)}
+        if value == "accuracy":
+            line |= {d: by_domain(result, d) for d in DOMAINS}
+        rows.append(line | spec["more"] | {"commit": " ".join(sorted(result["commits"])) if result else ""})
+    return rows
+
+
+def summary(result, value):
+    per_seed = result["values"]
+    scale = 1 if value == "tokens" else 100
+    if value == "auc":
+        labels, columns = auc_columns(result, per_seed)
+        mean, low, high = evaluation.auc_ci(columns, labels, draws=1000)
+        each = [evaluation.auc_ci(auc_columns(result, [s])[1], labels, draws=0)[0] for s in per_seed]
+        count = len(labels)
+    else:
+        values = list(means(result).values())
+        mean, (low, high), count = evaluation.mean(values), evaluation.bootstrap_ci(values), len(values)
+        each = [evaluation.mean(v.values()) for v in per_seed.values()]
+    return {value: mean, "low": low, "high": high, "seeds": " ".join(f"{scale * a:.1f}" for a in each), "items": count}
+
+
+def difference(a, b, value):
+    """(low, high) of b - a on the same items, over the seeds that both have (if they share none, over all of each)."""
+    seeds = [s for s in b["values"] if s in a["values"]]
+    if value == "auc":
+        ids = [i for i in a["label"] if i in b["label"]]
+        (labels, x), (_, y) = (auc_columns(r, seeds or r["values"], ids) for r in (a, b))
+        rng, found = np.random.default_rng(0), []
+        while len(found) < 1000:
+            picked = rng.integers(len(labels), size=len(labels))
+            if 0 < labels[picked].sum() < len(labels):
+                found.append(np.mean([roc_auc(c[picked], labels[picked]) for c in y.T])
+                             - np.mean([roc_auc(c[picked], labels[picked]) for c in x.T]))
+        return tuple(map(float, np.quantile(found, [0.025, 0.975])))
+    x, y = means(a, seeds), means(b, seeds)
+    common = [i for i in x if i in y]
+    return evaluation.paired_ci([x[i] for i in common], [y[i] for i in common])
+
+
+def auc_columns(result, seeds, ids=None):
+    """(labels (N,), scores (N, seeds x blocks)) of the single responses."""
+    ids = ids or list(result["label"])
+    return (np.array([result["label"][i] for i in ids]),
+            np.array([[x for s in seeds for x in result["values"][s][i]] for i in ids], dtype=float))
+
+
+def by_domain(result, domain):
+    if result is None:
+        return ""
+    values = [v for i, v in means(result).items() if result["domain"][i] == domain]
+    return evaluation.mean(values) if values else ""
+
+
+def verdict(spec, other, ends):
+    """agrees, differs, no difference seen or not tested; "-" where the paper does not report this difference."""
+    gain = spec["gain"]
+    if gain is None and other and spec["number"] is not None and other["number"] is not None:
+        gain = spec["number"] - other["number"]
+    if gain is None:
+        return "-" if spec["result"] or not spec["paper"] else "not tested"
+    if ends is None:
+        return "not tested"
+    low, high = ends
+    if round(abs(gain), 2) <= NO_DIFFERENCE:
+        return "agrees" if low <= 0 <= high else "differs"
+    if low <= 0 <= high:
+        return "no difference seen"
+    return "agrees" if (low > 0) == (gain > 0) else "differs"
+
+
+def write(name, rows, command="python results/reproduce.py --tables"):
+    """results/NAME.csv, and the table printed; nothing if too little of it has been run to show."""
+    value = next((v for v in ("accuracy", "auc", "share", "tokens") if rows and v in rows[0]), None)
+    if not rows or value and sum(r[value] == "not run" for r in rows) > len(rows) / 2:
+        return
+    rows = [{**{k: v for k, v in r.items() if k != "commit"}, "command": command, "commit": r["commit"]} for r in rows]
+    evaluation.write_csv(Path("results") / f"{name}.csv", rows)
+    print(f"\n{name}")
+    if value == "tokens":  # print_table would take the intervals for fractions
+        rows = [{k: f"{v:.1f}" if isinstance(v, float) else v for k, v in r.items()} for r in rows]
+    elif value in ("auc", "share"):  # ... and not these
+        rows = [{**r, value: f"{100 * r[value]:.1f}" if isinstance(r[value], float) else r[value]} for r in rows]
+    evaluation.print_table(rows, [c for c in dict.fromkeys(k for r in rows for k in r) if c not in ("command", "commit", *DOMAINS)])
