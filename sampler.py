@@ -202,13 +202,13 @@ def prefill(model, distinct, pad_id):
     cache = DynamicCache()
     if shared:
         prefix = torch.tensor([distinct[0][:shared]], device=device)                                      # (1, shared)
-        backbone(model)(input_ids=prefix, past_key_values=cache, use_cache=True)
+        backbone(model)(input_ids=prefix, cache=cache, use_cache=True)
         places = torch.arange(shared, device=device) - (width - mask.sum(1, keepdim=True))                # (U, shared)
         for layer in cache.layers:
             layer.keys, layer.values = (x[0][:, places.clamp(min=0)].transpose(0, 1) for x in (layer.keys, layer.values))
         cache = buffer_cache(cache, slice(None), rest)
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]                                             # (U, R)
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True,
                 logits_to_keep=1)
     return cache, mask, out.logits[:, -1].float(), shared
 
@@ -256,7 +256,7 @@ def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds
         positions = length[alive] + t                                                     # (b,)
         seen = {"shared": parts.at(positions)} if parts else {"attention_mask": mask[alive, :width + t + 1]}
         with attention_of(model, kind):
-            out = model(input_ids=token[:, None], position_ids=positions[:, None], past_key_values=cache, use_cache=True,
+            out = model(input_ids=token[:, None], position_ids=positions[:, None], cache=cache, use_cache=True,
                         logits_to_keep=1, **seen)
         logits = out.logits[:, -1].float()                                                # (b, V)
     if torch.isnan(logps).any():
@@ -376,20 +376,20 @@ def completion_states(model, prompts, completions, source, pad_id):
     ids, mask = left_pad(prompts, pad_id, device)                                                            # (Q, P)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     out = backbone(model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True,
-                          past_key_values=DynamicCache())
+                          cache=DynamicCache())
     source = torch.tensor(source, device=device)
     last = out.last_hidden_state[:, -1:][source]                                                             # (B, 1, D)
     width = max(map(len, completions))
     if width == 1:
         return last
     cache = DynamicCache()
-    for i, layer in enumerate(out.past_key_values.layers):
+    for i, layer in enumerate(out.cache.layers):
         cache.update(layer.keys[source], layer.values[source], i)
     inputs = torch.tensor([(c + [pad_id] * (width - len(c)))[:-1] for c in completions], device=device)       # (B, T-1)
     ones = torch.tensor([[1] * len(c) + [0] * (width - len(c)) for c in completions], device=device)[:, :-1]
     start = mask.sum(1)[source, None]                                                                        # (B, 1)
     rest = backbone(model)(
-        input_ids=inputs, attention_mask=torch.cat([mask[source], ones], 1), use_cache=True, past_key_values=cache,
+        input_ids=inputs, attention_mask=torch.cat([mask[source], ones], 1), use_cache=True, cache=cache,
         position_ids=start + torch.arange(width - 1, device=device))
     return torch.cat([last, rest.last_hidden_state], 1)
 

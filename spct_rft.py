@@ -222,7 +222,7 @@ def main():
     # 4. fine-tune on judgment (and answer) tokens only
     steps = max(1, round(args.epochs * len(samples) / args.batch_size))
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
     state, step = load_state(output / "state.pt"), 0
     if state:

@@ -206,7 +206,7 @@ def main():
     reference, _ = sampler.load_model(args.model, accelerator.device, torch.float32)
     reference_logp = sampler.TokenLogp(reference.requires_grad_(False), tokenizer.pad_token_id)
     if args.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm 1.0, 5 warm-up steps, then linear decay to a tenth.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
     state, step = load_state(output / "state.pt"), 0

@@ -392,7 +392,7 @@ def test_c26_gradient_checkpointing_takes_whole_rows(architecture, tiny_model, m
     model = tiny_model(architecture, initializer_range=0.15).train()
     prompts, completions = prompts_and_completions()
     shared = update(model, TokenLogp(model, 0), prompts, completions)
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     monkeypatch.setattr(sampler, "completion_states", None)
     whole = update(model, TokenLogp(model, 0), prompts, completions)
     assert torch.allclose(shared[0], whole[0], atol=1e-5) and shared[1] == pytest.approx(whole[1], abs=1e-6)
@@ -403,7 +403,7 @@ def test_c26_gradient_checkpointing_takes_whole_rows(architecture, tiny_model, m
 def test_c01_the_end_token_stays_in_the_loss_when_it_also_pads(checkpointing, tiny_model):  # TRL #4970: masks from token values
     model, eos = tiny_model("llama", initializer_range=0.15), 4
     if checkpointing:
-        model.train().gradient_checkpointing_enable()
+        model.train().activation_checkpointing_enable()
     completions = [[70, 80, eos], [90, 91, 92, 93, eos]]
     logp, _, mask = TokenLogp(model, pad_id=eos)([[66, 67, eos, 68]], completions, 1.0)
     assert mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
