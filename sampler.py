@@ -150,7 +150,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
     order = sorted(set(range(len(prompts))) - set(long), key=lambda r: (len(prompts[r]), prompts[r]))
     rows, done = [Row([], [], False, "too_long", "") for _ in prompts], 0
     try:
-        sharing = bool(order) and shares_prompts(model, len(prompts[order[-1]]))
+        sharing = bool(order) and shares_prompts(model)
         with tqdm(total=len(order), desc="judgments", unit="", disable=not progress) as bar:
             while done < len(order):
                 batch, copies = [], 0
