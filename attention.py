@@ -21,7 +21,9 @@ class BufferLayer(DynamicLayer):
     def __init__(self, keys, values, room):
         super().__init__()
         self.used = keys.shape[2]
-        self.buffers = [torch.cat([x, x.new_empty(*x.shape[:2], room, x.shape[3])], dim=2) for x in (keys, values)]
+        self.buffers = [x.new_empty(*x.shape[:2], self.used + room, x.shape[3]) for x in (keys, values)]
+        for buffer, old in zip(self.buffers, (keys, values), strict=True):
+            buffer[:, :, :self.used] = old
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self.show()
 
@@ -37,7 +39,10 @@ class BufferLayer(DynamicLayer):
         return self.keys, self.values
 
     def select(self, rows):
-        self.buffers = [b[rows] for b in self.buffers]
+        """Keep these rows, in ascending order; what was never written is not copied."""
+        for buffer in self.buffers:
+            buffer[:len(rows), :, :self.used] = buffer[rows, :, :self.used]
+        self.buffers = [b[:len(rows)] for b in self.buffers]
         self.show()
 
 
@@ -159,17 +164,16 @@ def attention_over_parts(module, query, key, value, attention_mask, scaling, sli
 AttentionInterface.register("parts", attention_over_parts)
 # Architectures whose attention is covered by the function above (tested); others get copies of the prompt (sampler.py).
 SHARES_PROMPTS = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2"}
-told = set()       # architectures for which the printed line was printed
-SHARE_FROM = 128  # tokens: shorter prompts are as cheap to copy (measured on the toy model)
+told = set()  # architectures for which the printed line was printed
 
 
-def shares_prompts(model, width):
-    """Whether prompts of at most `width` tokens are attended to in parts; says so once if the model is not covered."""
+def shares_prompts(model):
+    """Whether prompts are attended to in parts; says so once if the model is not covered."""
     kind = model.config.model_type
     if kind not in SHARES_PROMPTS and kind not in told:
         told.add(kind)
         print(f"{kind}: every sample gets its own copy of its prompt's keys and values (more memory, slower)")
-    return kind in SHARES_PROMPTS and width >= SHARE_FROM
+    return kind in SHARES_PROMPTS
 
 
 @contextmanager

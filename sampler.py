@@ -150,7 +150,7 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
     order = sorted(set(range(len(prompts))) - set(long), key=lambda r: (len(prompts[r]), prompts[r]))
     rows, done = [Row([], [], False, "too_long", "") for _ in prompts], 0
     try:
-        sharing = bool(order) and shares_prompts(model, len(prompts[order[-1]]))
+        sharing = bool(order) and shares_prompts(model)
         with tqdm(total=len(order), desc="judgments", unit="", disable=not progress) as bar:
             while done < len(order):
                 batch, copies = [], 0
@@ -272,8 +272,10 @@ def choose(logits, temperature, draws):
         token = logits.argmax(-1)
         return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
     chosen = []
-    for part, u in zip(logits.split(64), draws.split(64), strict=True):  # bounds the copies of a large vocabulary
-        logp = (part / temperature).log_softmax(-1)                                       # (64, V)
+    # Bounds the copies of a large vocabulary; on a CPU they should also fit its caches (measured: a third of the seconds).
+    size = 64 if logits.is_cuda else max(1, 2**20 // logits.shape[-1])
+    for part, u in zip(logits.split(size), draws.split(size), strict=True):
+        logp = (part / temperature).log_softmax(-1)                                       # (size, V)
         cumulative = logp.exp().double().cumsum(-1)                                       # inverse-CDF sampling
         token = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
         chosen.append((token[:, 0], logp.gather(1, token)[:, 0]))

@@ -36,11 +36,6 @@ def same(rows, others):
         assert len(a.logp) == len(a.ids) and np.allclose(a.logp, b.logp, atol=1e-4)
 
 
-@pytest.fixture(autouse=True)
-def share_from(monkeypatch):  # the prompts here are short; both ways of attending to them are tested below
-    monkeypatch.setattr(attention, "SHARE_FROM", 0)
-
-
 @pytest.fixture(params=[*ARCHITECTURES, "mistral"])
 def any_model(request, tiny_model):
     return tiny_model(request.param)
@@ -132,7 +127,7 @@ def test_shared_prompts_and_copied_prompts_give_the_same_rows(any_model, toy_tok
     model.generation_config.eos_token_id = [toy_tokenizer.eos_token_id, *ends_often]
     prompts = [p for p, copies in zip(make_prompts(), (1, 7, 3, 1, 2, 5, 4), strict=True) for _ in range(copies)]
     shared = generate(model, toy_tokenizer, prompts, temperature, max_new_tokens=16)
-    monkeypatch.setattr(attention, "SHARE_FROM", 10**9)
+    monkeypatch.setattr(attention, "SHARES_PROMPTS", set())
     same(shared, generate(model, toy_tokenizer, prompts, temperature, max_new_tokens=16))
 
 
