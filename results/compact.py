@@ -93,7 +93,7 @@ def characters(numbers):
 
 def fewer_digits(row):
     """Scalar scores of an item with the fewest decimals that leave its credit at every k as it is."""
-    for digits in (3, 4, 5):
+    for digits in (2, 3, 4):
         short = [s["scores"] and [round(x, digits) for x in s["scores"]] for s in row["samples"]]
         view = {**row, "samples": [{"scores": s} for s in short]}
         if row["n"] == 1 or not row["rewards"] or all(block_credits(view, k) == block_credits(row, k)

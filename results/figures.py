@@ -130,7 +130,7 @@ def draw_compute(rows, path):
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(7.5, 5))
     for size, colour in (("small", "tab:green"), ("medium", "tab:blue"), ("large", "tab:red")):
-        points = [r for r in rows if r.get("size") == size and r["accuracy"] != "not run"]
+        points = [r for r in rows if r["size"] == size and r["mflops"]]
         for voted, style in ((True, "o-"), (False, "s")):
             part = [r for r in points if (r["greedy"] == "0") == voted]
             if part:

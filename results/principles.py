@@ -87,7 +87,7 @@ def main():
     parser.add_argument("--output", default="runs/principles", help="run folder")
     parser.add_argument("--limit", type=int, default=600, help="test items before single responses are left out")
     parser.add_argument("--k", type=int, default=4, help="sampled judgments per item that the filter chooses from (paper: 4)")
-    parser.add_argument("--temperature", type=float, default=0.5, help="of these")
+    parser.add_argument("--temperature", type=float, default=0.5, help="of these judgments")
     parser.add_argument("--max_new_tokens", type=int, default=160, help="tokens per judgment")
     parser.add_argument("--seed", type=int, default=0, help="response orders, samples, choices")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")

@@ -339,11 +339,11 @@ def meta_rm_tries(seeds):
     rows = []
     for name, what in [*((f"tries/{name}", what) for name, (_, what) in TRIES.items()),
                        ("grm/meta_rm", "6,000 items, two epochs of 16: the meta RM of the tables")]:
-        record = load(seeds[0], name)
+        record = load(min(seeds, default=0), name)
         if record:
             held = record["report"]["held_out"]
             rows.append({"run": what, "updates": record["updates"], **{f"auc_{source}": held[source]["auc"] for source in ("grm", "rft")},
-                         "seed": seeds[0], "commit": record["commit"]})
+                         "seed": min(seeds), "commit": record["commit"]})
     write("meta_rm_tries", rows)
 
 

@@ -218,12 +218,13 @@ def test_every_table_and_figure_is_made_from_the_records_of_the_plan_alone(here,
 
 def test_the_committed_tables_come_from_the_committed_records(tmp_path, monkeypatch):
     records = ROOT / "results" / "runs"
+    if not records.exists():
+        pytest.skip("no run is on record")
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "runs").symlink_to(records)
     monkeypatch.chdir(tmp_path)
     tables.make_tables(compact.seeds_on_record(), ("training", "ablations", "heldout_safety", "lengths", "failures", "rl_training"))
     made = sorted((tmp_path / "results").glob("*.csv"))
-    if len(made) < 2:
-        pytest.skip("too few runs are on record for these tables")
+    assert len(made) >= 2
     for file in made:
         assert file.read_bytes() == (ROOT / "results" / file.name).read_bytes(), f"{file.name}: run python results/reproduce.py --tables"
