@@ -27,20 +27,70 @@ def caption(rows):
     return rows[0].get("command", "python results/reproduce.py --tables"), " ".join(dict.fromkeys(c for r in rows for c in r["commit"].split()))
 
 
-# ----- README.md -----
+# ----- README.md and results/README.md -----
+
+CLAIMS = [  # what the paper claims, and the table and row that put it to the test
+    ("RL lifts the fine-tuned judge, greedy", "training", "GRM, greedy"),
+    ("... and its votes", "training", "GRM, Voting@8"),
+    ("RL lifts a judge that saw general data only", "training", "general data only, then RL, greedy"),
+    ("8 judgments beat 1", "scaling", "vote @8"),
+    ("32 judgments beat 8", "scaling", "vote @32 against vote @8"),
+    ("the meta RM improves 8 votes", "scaling", "guided @8"),
+    ("the meta RM improves 32 votes", "scaling", "guided @32"),
+    ("RFT needs the hinted trajectories", "ablations", "RFT without hinted sampling (1)"),
+    ("RFT needs the non-hinted trajectories", "ablations", "RFT without non-hinted sampling (2)"),
+    ("RFT needs rejective sampling", "ablations", "RFT without rejective sampling (1 and 2)"),
+    ("RFT needs general instruction data", "ablations", "RFT without general data"),
+    ("the recipe needs rejective sampling", "ablations", "GRM without rejective sampling"),
+    ("the recipe needs principles", "ablations", "GRM without principles"),
+    ("... its votes too", "ablations", "GRM without principles, Voting@8"),
+    ("without the KL term RL collapses", "kl", "beta 0"),
+    ("the GRM is better than LLM-as-a-Judge", "methods", "LLM-as-a-Judge, greedy"),
+    ("... than Bradley-Terry", "methods", "Bradley-Terry (BTRM)"),
+    ("... than CLoud", "methods", "CLoud, greedy"),
+    ("... than PairRM", "methods", "PairRM"),
+    ("token probabilities help LLM-as-a-Judge", "methods", "LLM-as-a-Judge, TokenProb@8"),
+    ("CLoud gains from more critiques", "methods", "CLoud @8"),
+    ("RL helps on single responses (ROC-AUC)", "single_responses", "GRM, greedy"),
+    ("a list is judged as well as pairs", "list_or_pairs", "GRM, pairs"),
+    ("a reference answer helps", "reference", "GRM, reference shown"),
+    ("the GRM's principles help another judge", "principles", "base, the GRM's"),
+    ("a domain left out of training is judged worse", "heldout_safety", "GRM without safety, greedy"),
+]
+
 
 def fill_readme():
-    """Tables of README.md between <!-- table NAME --> and <!-- end -->, from results/NAME.csv."""
-    text = Path("README.md").read_text(encoding="utf-8")
-    for pattern, lines_of in (("<!-- (domains) -->", domain_lines), (r"<!-- table (\w+) -->", table_lines)):
-        def block(match, lines_of=lines_of):
-            rows = read(match[2])
-            if not rows:
-                return f"{match[1]}\n(not run)\n<!-- end -->"
-            command, commits = caption(rows)
-            return "\n".join([match[1], *lines_of(match[2], rows), "", f"`{command}`, commit {commits}.", "<!-- end -->"])
-        text = re.sub(f"({pattern}).*?<!-- end -->", block, text, flags=re.S)
-    write_text("README.md", text)
+    """The tables between <!-- table NAME --> and <!-- end -->, from results/NAME.csv, and the list of claims from all of them."""
+    kinds = (("<!-- (domains) -->", domain_lines), (r"<!-- table (\w+) -->", table_lines), ("<!-- (claims) -->", claim_lines))
+    for path in ("README.md", "results/README.md"):
+        text = Path(path).read_text(encoding="utf-8")
+        for pattern, lines_of in kinds:
+            def block(match, lines_of=lines_of):
+                rows = read("training" if match[2] == "claims" else match[2])
+                if not rows:
+                    return f"{match[1]}\n(not run)\n<!-- end -->"
+                command, commits = caption(rows)
+                said = f"`{command}`" + ("" if match[2] == "claims" else f", commit {commits}") + "."
+                return "\n".join([match[1], *lines_of(match[2], rows), "", said, "<!-- end -->"])
+            text = re.sub(f"({pattern}).*?<!-- end -->", block, text, flags=re.S)
+        write_text(path, text)
+
+
+def claim_lines(*_):
+    """One line per claim: the paper's two numbers, ours, our paired difference, the verdict of the table's row."""
+    lines = ["| the paper's claim | paper | here | difference here, points | seeds | verdict |", "|---|---|---|---|---|---|"]
+    for claim, table, label in CLAIMS:
+        rows = {r["row"]: r for r in read(table)}
+        r = rows.get(label)
+        if r is None:
+            lines.append(f"| {claim} | | not run | | | not tested |")
+            continue
+        other, value = rows.get(r["against"], {}), next(v for v in VALUES if v in r)
+        here = "not run" if "not run" in (r[value], other.get(value)) else f"{percent(other[value])} -> {percent(r[value])}"
+        ends = f"{100 * float(r['difference_low']):+.1f} to {100 * float(r['difference_high']):+.1f}" if r["difference_low"] else ""
+        paper = " -> ".join(x for x in (other.get("paper"), r["paper"]) if x)
+        lines.append(f"| {claim} | {paper} | {here} | {ends} | {len(r['seeds'].split()) or ''} | {r['verdict']} |")
+    return lines
 
 
 def percent(value):

@@ -57,7 +57,10 @@ def plan(seed):
         rl("straight", BASE), greedy("straight", f"{s}/straight/rl/model"),
         ("meta: meta_rm", f"{learn} --output {s}/grm/meta_rm {META}"),
         ("meta: voting", f"infer_scale.py --model {grm} --output {s}/grm/voting --k 32 --seed {seed} --meta_rm {meta}"),
-        greedy("undamaged", UNDAMAGED), voting("undamaged", UNDAMAGED, 8), voting("base/32", BASE, 32),
+        # judges that are right less often, guided by the same meta RM
+        *[(f"guided: {label}", f"infer_scale.py --model {model} --output {s}/{folder}/voting --k 32 --seed {seed} --meta_rm {meta}")
+          for label, model, folder in (("base", BASE, "base/32"), ("rft", f"{s}/grm/rft/model", "grm/after_rft/32"))],
+        greedy("undamaged", UNDAMAGED), voting("undamaged", UNDAMAGED, 8),
         ("btrm: train", f"baselines.py btrm --output {s}/btrm --seed {seed}"),
         ("pairrm: train", f"baselines.py pairrm --output {s}/pairrm --seed {seed}"),
         ("judge: train", f"baselines.py judge --output {s}/judge --seed {seed}"),

@@ -99,6 +99,18 @@ def k_meta(seeds):
     write("k_meta", finish([*specs, row("undamaged judge, Voting@8", over_seeds(seeds, "undamaged/voting", voting_credit(8)))]))
 
 
+def guided_judges(seeds):
+    """Not in the paper, whose meta RM guides one judge: the same meta RM for judges that are right less often."""
+    specs = []
+    for folder, judge in (("base/32/voting", "base"), ("grm/after_rft/32/voting", "GRM-RFT"), ("grm/voting", "GRM")):
+        guided = all(r and "meta_logits" in r["rows"][0] for r in (load(s, folder) for s in seeds) if r)
+        for k in (8, 32):
+            vote, guide, control = (guided and over_seeds(seeds, folder, voting_credit(k, m)) for m in ("vote", "guided", "random"))
+            specs += [row(f"{judge}, Voting@{k}", vote), row(f"{judge}, guided @{k}", guide, "", f"{judge}, Voting@{k}"),
+                      row(f"{judge}, random {k // 2} of {k}", control, "", f"{judge}, guided @{k}")]
+    write("guided_judges", finish([*specs, row("undamaged judge, Voting@8", over_seeds(seeds, "undamaged/voting", voting_credit(8)))]))
+
+
 def methods(seeds):
     """Table 2: what the GRM is compared with."""
     get = functools.partial(over_seeds, seeds)
@@ -390,7 +402,7 @@ def rl_training(seeds):
         evaluation.write_csv(Path("results/rl_training.csv"), rows)
 
 
-TABLES = [training, scaling, k_meta, methods, ablations, kl, heldout_safety, lengths, single_responses, list_or_pairs, reference,
+TABLES = [training, scaling, k_meta, guided_judges, methods, ablations, kl, heldout_safety, lengths, single_responses, list_or_pairs, reference,
           principles, failures, compute, guidance, meta_rm_tries, meta_rm, domains, rl_training]
 
 

@@ -11,6 +11,7 @@ import pytest
 from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
 SOURCES = sorted(path.name for path in ROOT.glob("*.py"))
 
 
@@ -97,7 +98,7 @@ def test_exercises_and_their_points_are_those_of_the_folder():
 
 # ----- results: no number is typed by hand -----
 
-TABLES = re.findall(r"<!-- (?:table )?(\w+) -->.*?<!-- end -->", README, re.S)
+TABLES = re.findall(r"<!-- (?:table )?(\w+) -->.*?<!-- end -->", RESULTS, re.S)
 
 
 def cells(name):
@@ -112,11 +113,13 @@ def test_filling_the_tables_changes_nothing(tmp_path, monkeypatch):
     reproduce = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(reproduce)
     shutil.copytree(ROOT / "results", tmp_path / "results")
-    blank = re.sub(r"(<!-- (?:table )?\w+ -->).*?(<!-- end -->)", r"\1\2", README, flags=re.S)
-    (tmp_path / "README.md").write_text(blank, encoding="utf-8")
+    for name, whole in (("README.md", README), ("results/README.md", RESULTS)):
+        blank = re.sub(r"(<!-- (?:table )?\w+ -->).*?(<!-- end -->)", r"\1\2", whole, flags=re.S)
+        (tmp_path / name).write_text(blank, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     reproduce.fill_readme()
-    assert (tmp_path / "README.md").read_text(encoding="utf-8") == README, "run python results/reproduce.py --tables"
+    for name, whole in (("README.md", README), ("results/README.md", RESULTS)):
+        assert (tmp_path / name).read_text(encoding="utf-8") == whole, "run python results/reproduce.py --tables"
 
 
 def come_from(figure, file, column, row=None):
@@ -132,8 +135,9 @@ def test_figures_in_the_prose_of_the_results_say_where_they_come_from():
     <!-- 40.6: domains.csv, chance --> (file, column, and if wanted the text of the row's first column), or
     <!-- 77.5 85.0: not in a CSV, why -->. No comment outlives its figure."""
     checked = 0
-    for title in ("The toy world", "Results on the toy world"):
-        prose = re.sub(r"<!-- (?:table )?\w+ -->.*?<!-- end -->", "", section(title), flags=re.S)
+    texts = {title: section(title) for title in ("The toy world", "Results on the toy world")} | {"results/README.md": RESULTS}
+    for title, text in texts.items():
+        prose = re.sub(r"<!-- (?:table )?\w+ -->.*?<!-- end -->", "", text, flags=re.S)
         notes = re.findall(r"<!-- ([\d. %]+): (.*?) -->", prose, re.S)
         prose = re.sub(r"<!--.*?-->|`[^`]*`", "", prose, flags=re.S).replace("95 % ", "")  # the level of the intervals
         figures = set(re.findall(r"(?<![\w.,])[+-]?(\d{1,3}\.\d(?![\w.])|\d{1,3} %)", prose))
@@ -149,4 +153,4 @@ def test_figures_in_the_prose_of_the_results_say_where_they_come_from():
 
 @pytest.mark.parametrize("word", ["2,022"])
 def test_counts_in_the_prose_are_those_of_the_tables(word):
-    assert word in section("Results on the toy world") and word.replace(",", "") in cells("training")
+    assert word in section("Results on the toy world") and word in RESULTS and word.replace(",", "") in cells("training")

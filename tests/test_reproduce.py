@@ -210,9 +210,11 @@ def test_every_table_and_figure_is_made_from_the_records_of_the_plan_alone(here,
     assert {path.stem for path in (tmp_path / "results").glob("*.png")} == {"scaling", "compute", "rl_training"}
     blocks = "".join(f"<!-- table {name} --><!-- end -->\n" for name in sorted(made) if name not in (
         "guidance", "meta_rm", "meta_rm_tries", "rl_training", "domains")) + "<!-- domains --><!-- end -->\n"
-    (tmp_path / "README.md").write_text(blocks)
+    (tmp_path / "README.md").write_text("<!-- claims --><!-- end -->\n")
+    (tmp_path / "results" / "README.md").write_text(blocks)
     figures.fill_readme()
-    filled = (tmp_path / "README.md").read_text()
+    assert "not tested" not in (tmp_path / "README.md").read_text()
+    filled = (tmp_path / "results" / "README.md").read_text()
     assert filled.count("commit abc1234.") == filled.count("<!-- end -->") == blocks.count("<!-- end -->")
 
 
