@@ -9,7 +9,7 @@ demo: $(VENV)/.ready
 
 test: $(VENV)/.ready-tests
 	$(RUN) -m ruff check .
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q -n 2 --dist loadfile
 
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ PAPER_FILES = ["grm.py", "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale
 
 @pytest.fixture(scope="module")
 def helps():
-    running = {s: subprocess.Popen([sys.executable, s, "--help"], cwd=ROOT, stdout=subprocess.PIPE, text=True) for s in SCRIPTS}
-    return {s: p.communicate()[0] for s, p in running.items()}
+    def ask(script):
+        return subprocess.run([sys.executable, script, "--help"], cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(SCRIPTS, pool.map(ask, SCRIPTS), strict=True))
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
