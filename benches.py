@@ -242,7 +242,7 @@ def tables(results, summary):
     names = [n for n in BENCHES if any(r["benchmark"] == n for r in results)]
     at = {(r["run"], r["benchmark"]): r for r in results}
     text = ["# Benchmarks\n\nPercent, 95 % bootstrap intervals over items (over prompts where they repeat). Overall: mean of the "
-            "four accuracies, shown where all four are whole. Average rank: over those of the four that all runs have. "
+            "four accuracies, shown where all four are whole. Average rank: over those of the four that all runs have whole. "
             "Parsed, tied, biases, swap consistency and tokens are of single judgments.\n\n",
             markdown(["run", *(BENCHES[n] for n in names), "Overall", "average rank"], [
                 [run, *(percent(at.get((run, n), {})) for n in names), percent(summary[run], "overall"),
@@ -322,7 +322,7 @@ def compare_benches(results, output):
         if r["benchmark"] in table[r["run"]]:
             raise UserError(f"--runs: {r['benchmark']} of {r['run']} is given twice; give the runs different names")
         table[r["run"]][r["benchmark"]] = r
-    common = [b for b in BENCHMARKS if all(b in found for found in table.values())]
+    common = [b for b in BENCHMARKS if all(b in found and not found[b]["partial"] for found in table.values())]
     ranks = average_rank({run: {b: found[b]["score"] for b in common} for run, found in table.items()}) if common else {}
     first = next(iter(table.values()))
     for r in results:  # paired by item, against the first run, with its weights

@@ -341,6 +341,11 @@ def test_comparison_of_runs(tmp_path, capsys):
     again = (tmp_path / "again" / "benchmarks.md").read_text()
     assert "| again, Voting@8 |" in again and text.splitlines()[6].split(" | ")[1:4] == again.splitlines()[6].split(" | ")[1:4]
     assert "difference" not in again
+    folder("cut", "rmb", whole("rmb", 0.5), limit=9)
+    cli("eval.py", "--runs", f"good={tmp_path}/good/rmb", f"cut={tmp_path}/cut/rmb", "--output", f"{tmp_path}/partial")
+    lines = (tmp_path / "partial" / "benchmarks.md").read_text().splitlines()
+    assert [line.endswith("| - | - |") for line in lines if line.startswith(("| good |", "| cut |"))][:2] == [True, True], "no rank of parts"
+    capsys.readouterr()
     assert cli("eval.py", "--runs", f"a={tmp_path}/good", f"a={tmp_path}/good", "--output", f"{tmp_path}/x") == 2
     assert "given twice" in capsys.readouterr().err
 
