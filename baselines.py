@@ -317,8 +317,8 @@ def token_probabilities(model, tokenizer, places, batch_size=64):
     order, result = sorted(range(len(places)), key=lambda r: (len(places[r][0]), places[r][0])), [None] * len(places)
     for start in range(0, len(order), batch_size):
         part = order[start:start + batch_size]
-        logits = sampler.prefill(model, [places[r][0] for r in part], tokenizer.pad_token_id)[2]               # (b, V)
-        for r, z in zip(part, logits, strict=True):
+        out = sampler.prefill(model, model, [places[r][0] for r in part], tokenizer.pad_token_id, logits_to_keep=1)[2]
+        for r, z in zip(part, out.logits[:, -1].float(), strict=True):                                         # z (V,)
             result[r] = z[places[r][1]].softmax(-1).tolist()
     return result
 

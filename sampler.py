@@ -182,35 +182,32 @@ def say_skipped(rows):
     return rows
 
 
-def prefill(model, distinct, pad_id):
-    """Keys and values of the distinct prompts, and the logits after their last token.
+def prefill(model, forward, prompts, pad_id, **options):
+    """Keys and values of the prompts, and what `forward` (the model, or its backbone) gives for their last tokens.
 
     The prefix that all of them share is computed once. Layout: [left padding][shared prefix][rest of the prompt].
     Pitfall: a sliding window counts places in the cache, so padding may stand on the left only. The last tokens of
     the prefix are computed again where a prompt is shorter than the longest, in places that would hold padding anyway.
-    Returns cache, attention mask (U, W), logits (U, V), length of the shared prefix.
+    Returns cache, attention mask (U, W), output of `forward` for the rest of the prompts, length of the shared prefix.
     """
     device = next(model.parameters()).device
-    shortest = min(map(len, distinct))
+    shortest = min(map(len, prompts))
     shared = 0
-    while len(distinct) > 1 and shared < shortest - 1 and len({p[shared] for p in distinct}) == 1:
+    while len(prompts) > 1 and shared < shortest - 1 and len({p[shared] for p in prompts}) == 1:
         shared += 1
-    width = max(map(len, distinct))
-    rest = width - shared
-    ids = torch.tensor([[pad_id] * (rest - len(p)) + p[-rest:] for p in distinct], device=device)         # (U, R)
-    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in distinct], device=device)         # (U, W)
+    width = max(map(len, prompts))
+    ids, mask = left_pad(prompts, pad_id, device)                                                         # (U, W)
     cache = DynamicCache()
     if shared:
-        prefix = torch.tensor([distinct[0][:shared]], device=device)                                      # (1, shared)
+        prefix = torch.tensor([prompts[0][:shared]], device=device)                                       # (1, shared)
         backbone(model)(input_ids=prefix, cache=cache, use_cache=True)
         places = torch.arange(shared, device=device) - (width - mask.sum(1, keepdim=True))                # (U, shared)
         for layer in cache.layers:
             layer.keys, layer.values = (x[0][:, places.clamp(min=0)].transpose(0, 1) for x in (layer.keys, layer.values))
-        cache = buffer_cache(cache, slice(None), rest)
     positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]                                             # (U, R)
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions, cache=cache, use_cache=True,
-                logits_to_keep=1)
-    return cache, mask, out.logits[:, -1].float(), shared
+    out = forward(input_ids=ids[:, shared:], attention_mask=mask, position_ids=positions, cache=cache, use_cache=True,
+                  **options)
+    return cache, mask, out, shared
 
 
 def backbone(model):
@@ -222,7 +219,7 @@ def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds
     device = next(model.parameters()).device
     distinct = sorted({tuple(p) for p in prompts}, key=lambda p: (len(p), p))
     index = {p: i for i, p in enumerate(distinct)}
-    cache, mask, logits, shared = prefill(model, [list(p) for p in distinct], tokenizer.pad_token_id or 0)
+    cache, mask, out, shared = prefill(model, model, [list(p) for p in distinct], tokenizer.pad_token_id or 0, logits_to_keep=1)
     source = torch.tensor([index[tuple(p)] for p in prompts], device=device)              # (B,) row -> distinct prompt
     alive = torch.arange(len(prompts), device=device)                                     # (b,) rows still in the batch
     parts, kind = None, model.config._attn_implementation
@@ -230,7 +227,7 @@ def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds
         parts, kind = SharedPrompts(cache, shared, mask.sum(1)), "parts"
         parts.arrange(source)
     cache = buffer_cache(cache, source, max_new_tokens, 0 if parts else None)
-    mask, logits = mask[source], logits[source]
+    mask, logits = mask[source], out.logits[:, -1].float()[source]                        # (B, W), (B, V)
     ends = torch.tensor(end_token_ids(model, tokenizer), device=device)
     draws = torch.from_numpy(np.stack([uniforms(s, max_new_tokens) for s in seeds])).to(device)           # (B, T)
     length = mask.sum(1)                                                                  # (B,) next position
@@ -287,8 +284,8 @@ def choose(logits, temperature, draws):
 class TokenLogp(torch.nn.Module):
     """log pi(o_t | q, o_<t) of completions, the prompt of a group computed once, the vocabulary in chunks.
 
-    A group of G completions shares its prompt: P + G*T tokens go through the model instead of G*(P + T); keys and values
-    of the prompt are repeated with their gradient, so the gradient is the same (a test proves it).
+    A group of G completions shares its prompt: P + G*T tokens go through the model instead of G*(P + T), and the preamble
+    of all prompts goes through it once; keys and values are repeated with their gradient, so the gradient is the same (tested).
     Pitfall: everything is inside one forward(), so that DDP sees it and averages the gradients.
     Pitfall: gradient checkpointing drops the cache in train mode; then each completion carries its own prompt.
     """
@@ -370,23 +367,19 @@ def logit_scale(model):
 
 
 def completion_states(model, prompts, completions, source, pad_id):
-    """Hidden states (B, T, D) at the positions that predict each completion token; every prompt is computed once.
+    """Hidden states (B, T, D) at the positions that predict each completion token; what prompts share is computed once.
 
     Row r of the B completions continues prompts[source[r]]. Position 0 is the prompt's last token.
     """
     device = next(model.parameters()).device
-    ids, mask = left_pad(prompts, pad_id, device)                                                            # (Q, P)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    out = backbone(model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=True,
-                          cache=DynamicCache())
+    cache, mask, out, _ = prefill(model, backbone(model), prompts, pad_id)                                   # mask (Q, P)
     source = torch.tensor(source, device=device)
     last = out.last_hidden_state[:, -1:][source]                                                             # (B, 1, D)
     width = max(map(len, completions))
     if width == 1:
         return last
-    cache = DynamicCache()
-    for i, layer in enumerate(out.cache.layers):
-        cache.update(layer.keys[source], layer.values[source], i)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys[source], layer.values[source]
     inputs = torch.tensor([(c + [pad_id] * (width - len(c)))[:-1] for c in completions], device=device)       # (B, T-1)
     ones = torch.tensor([[1] * len(c) + [0] * (width - len(c)) for c in completions], device=device)[:, :-1]
     start = mask.sum(1)[source, None]                                                                        # (B, 1)

@@ -28,7 +28,7 @@ def run(args, what):
     import torch
 
     import sampler
-    model, tokenizer = load(args)
+    model, tokenizer = load(args, torch.bfloat16 if what.get("bf16") else None)
     model.generation_config.eos_token_id = None  # nobody stops early: equal work
     pad = tokenizer.pad_token_id
     prompts = prompts_of(args, model.config.vocab_size)[:what["prompts"]]
@@ -71,11 +71,13 @@ def main():
     parser.add_argument("--new_tokens", type=int, default=48, help="tokens of each completion")
     parser.add_argument("--peer_rows", type=int, default=32, help="largest batch of the library's contestants")
     parser.add_argument("--peers", nargs="*", default=["generate", "continuous batching"], help="against whom")
+    parser.add_argument("--bf16", action="store_true", help="ours also in bf16: another precision, so no ratio is made of it")
     parser.add_argument("--peer_repeats", type=int, help="fewer rounds for the slow ones")
     args = parser.parse_args()
     if args.contestant:
         return run(args, json.loads(args.contestant))
-    contestants = {f"ours k={k}": {"name": "ours", "k": k, "prompts": args.prompts} for k in args.k}
+    contestants = {f"ours{' bf16' * bf16} k={k}": {"name": "ours", "k": k, "prompts": args.prompts, "bf16": bf16}
+                   for bf16 in (False, True)[:1 + args.bf16] for k in args.k}
     per_prompt = max(1, args.peer_rows // args.prompts)
     for peer in args.peers:
         contestants[peer] = {"name": peer, "k": per_prompt, "prompts": args.prompts, "repeats": args.peer_repeats or args.repeats}

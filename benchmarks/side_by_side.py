@@ -26,7 +26,7 @@ def add_flags(parser, repeats):
     parser.add_argument("--contestant", help="internal: run this one, described as JSON, and print its measurements")
 
 
-def load(args):
+def load(args, dtype=None):
     """(model, tokenizer), with the threads set."""
     import torch
 
@@ -34,7 +34,7 @@ def load(args):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(args.threads or cores)
     torch.manual_seed(0)
-    return sampler.load_model(args.model)
+    return sampler.load_model(args.model, dtype=dtype)
 
 
 def clocks():

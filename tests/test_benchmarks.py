@@ -8,7 +8,7 @@ from conftest import ROOT
 
 RUNS = {
     "sampling": ["--k", "2", "--prompts", "2", "--prompt_tokens", "140", "--shared_tokens", "20", "--new_tokens", "3",
-                 "--peer_rows", "2", "--peers", "generate"],
+                 "--peer_rows", "2", "--peers", "generate", "--bf16"],
     "growth": ["--k", "1", "--lengths", "8", "16", "--length", "12", "--new_tokens", "3"],
     "limits": ["--k", "1", "--prompts", "2", "--prompt_tokens", "20", "--new_tokens", "60", "--copy_mb", "1"],
     "rl_step": ["--prompts", "1", "--G", "2", "--prompt_tokens", "60", "--new_tokens", "3", "--steps", "2"],

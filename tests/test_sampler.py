@@ -372,6 +372,10 @@ def test_every_distinct_prefix_is_computed_once(tiny_model, toy_tokenizer, monke
     calls = spy(model, monkeypatch)
     generate(model, toy_tokenizer, [p for p in prompts for _ in range(8)], max_new_tokens=3)
     assert [shape for shape, _, _ in calls] == [(1, 30), (3, 6), (24, 1), (24, 1)]
+    logp = sampler.TokenLogp(model, toy_tokenizer.pad_token_id)
+    calls.clear()
+    logp(prompts, [[70, 71, 72]] * 6)  # and so in the update: the preamble, each prompt's rest, all completions
+    assert [shape for shape, _, _ in calls] == [(1, 30), (3, 6), (6, 2)]
 
 
 # ----- log-probabilities with gradient -----
