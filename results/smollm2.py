@@ -55,31 +55,25 @@ from spct_rft import learning_rate, sft_loss  # noqa: E402
 TEMPLATE = "results/smollm2_template.txt"
 # ----- the format warm-up: judgments that know nothing -----
 
-QUALITIES = ["accuracy", "brevity", "clarity", "detail", "grammar", "honesty", "logic", "originality", "relevance", "style",
-             "tone", "usefulness"]
-LEVELS = {"bad": (1, 2), "poor": (3, 4), "fair": (5, 6), "good": (7, 8), "excellent": (9, 10)}
+QUALITIES = ["accuracy", "brevity", "clarity", "detail", "honesty", "logic", "style", "tone"]
 
 
 def blind_judgment(shown, rng):
-    r"""A judgment in the right form: two qualities about words of the query, words quoted from each response, and verdicts
-    drawn at random without a look at `rewards`.
+    r"""A judgment in the right form that knows nothing: two qualities, a word that only this response uses quoted from each,
+    and one response called the better one by lot, without a look at `rewards`.
 
     >>> from records import PreferenceExample
     >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}], ["A cheetah.", "Dunno, a dog?"])
     >>> print(blind_judgment(item, random.Random(1)))
     """
-    words = re.findall(r"[^\W\d_]{4,}", shown.prompt[-1]["content"]) or ["answer"]
     first, second = rng.sample(QUALITIES, 2)
-    weight = rng.randint(5, 9)
-    verdicts = rng.sample(sorted(LEVELS), len(shown.responses))  # all different: a tie would be no judgment
-    lines = []
-    for i, (response, verdict) in enumerate(zip(shown.responses, verdicts, strict=True), 1):
-        spoken = response.split()
-        start = rng.randrange(max(1, len(spoken) - 1))
-        lines.append(f"{i} \"{' '.join(spoken[start:start + 2])}\" {verdict}")
-    scores = ", ".join(str(rng.randint(*LEVELS[v])) for v in verdicts)
-    return (f"Specific Criteria: {first} of {rng.choice(words)} {weight}, {second} {10 - weight}\n"
-            f"Analysis: {'; '.join(lines)}\nScores: \\boxed{{{scores}}}")
+    weight, better = rng.randint(5, 9), rng.randrange(len(shown.responses))
+    words = [re.findall(r"[^\W\d_]{3,}", response) for response in shown.responses]
+    quoted = [rng.choice([w for w in own if not any(w in other for other in words if other is not own)] or own or ["nothing"])
+              for own in words]
+    scores = ", ".join(str(rng.randint(*((6, 9) if i == better else (1, 4)))) for i in range(len(words)))
+    return (f"Specific Criteria: {first} {weight}, {second} {10 - weight}\n"
+            f"Analysis: {' vs '.join(quoted)}, {better + 1} better\nScores: \\boxed{{{scores}}}")
 
 
 def warm_up(model_name, data, output, args):
@@ -94,7 +88,7 @@ def warm_up(model_name, data, output, args):
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.warmup_lr, betas=(0.9, 0.95), weight_decay=0.0)
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()
-    steps, size = len(samples) // 8, 8
+    steps, size = len(samples) // 4, 4
     for step in range(steps):
         started = time.time()
         seed_everything(args.seed * 1_000_003 + step)
@@ -113,10 +107,19 @@ def warm_up(model_name, data, output, args):
 
 # ----- the stages -----
 
-def split_by_prompt(data, folder):
+def save_base(model, folder):
+    """The model as a folder, its chat template without the default system turn (21 tokens that every prompt would pay for)."""
+    model, tokenizer = sampler.load_model(model, "cpu", torch.float32)
+    tokenizer.chat_template = re.sub(r"\{% if loop\.first.*?\{% endif %\}", "", tokenizer.chat_template, flags=re.S)
+    save_model(folder, model, tokenizer)
+
+
+def split_by_prompt(data, folder, max_words):
     """train / validation / test.jsonl, 65 / 10 / 25 % by a hash of the prompt, so that one prompt lies in one of them only."""
     parts = {"train": [], "validation": [], "test": []}
     for example in load_examples(data):
+        if len(" ".join([example.prompt[-1]["content"], *example.responses]).split()) > max_words:
+            continue
         digest = opening_hash(example)
         place = int(digest[:8], 16) / 2**32
         parts["test" if place < 0.25 else "validation" if place < 0.35 else "train"].append({
@@ -129,12 +132,12 @@ def split_by_prompt(data, folder):
 
 def stages(args, out):
     """[(name, what it makes, command or function)], in order."""
-    judge = f"--template {TEMPLATE} --max_new_tokens 64 --seed {args.seed}"
+    judge = f"--template {TEMPLATE} --max_new_tokens 48 --seed {args.seed}"
     train = f"--data {out}/train.jsonl"
     test, votes = (f"--data {out}/test.jsonl --limit {limit} {judge}" for limit in (args.test_items, args.voting_items))
     return [
-        ("split", "test.jsonl", lambda: split_by_prompt(args.data, out)),
-        ("base", "base", lambda: save_model(out / "base", *sampler.load_model(args.model, "cpu", torch.float32))),
+        ("split", "test.jsonl", lambda: split_by_prompt(args.data, out, args.max_words)),
+        ("base", "base", lambda: save_base(args.model, out / "base")),
         ("warmup", "warmup/model", lambda: warm_up(str(out / "base"), f"{out}/train.jsonl", out / "warmup", args)),
         ("rft", "rft/model", f"spct_rft.py --model {out}/warmup/model {train} {judge} --output {out}/rft --limit {args.rft_items} "
          f"--general_fraction 0 {args.rft}"),
@@ -285,8 +288,9 @@ def main():
     parser.add_argument("--output", default="runs/smollm2", help="folder of all stages")
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
     parser.add_argument("--only", nargs="+", help="these stages only")
-    parser.add_argument("--warmup_items", type=int, default=160, help="blind judgments of the warm-up")
-    parser.add_argument("--warmup_lr", type=float, default=2e-4, help="peak learning rate of the warm-up")
+    parser.add_argument("--max_words", type=int, default=40, help="leave out items with more words in prompt and responses")
+    parser.add_argument("--warmup_items", type=int, default=128, help="blind judgments of the warm-up")
+    parser.add_argument("--warmup_lr", type=float, default=3e-4, help="peak learning rate of the warm-up")
     parser.add_argument("--rft_items", type=int, default=160, help="training items of RFT and meta RM")
     parser.add_argument("--test_items", type=int, default=150, help="test items")
     parser.add_argument("--voting_items", type=int, default=60, help="test items that are voted on")
