@@ -291,11 +291,11 @@ def main():
     parser.add_argument("--max_words", type=int, default=40, help="leave out items with more words in prompt and responses")
     parser.add_argument("--warmup_items", type=int, default=128, help="blind judgments of the warm-up")
     parser.add_argument("--warmup_lr", type=float, default=3e-4, help="peak learning rate of the warm-up")
-    parser.add_argument("--rft_items", type=int, default=160, help="training items of RFT and meta RM")
+    parser.add_argument("--rft_items", type=int, default=450, help="training items of RFT and meta RM")
     parser.add_argument("--test_items", type=int, default=150, help="test items")
     parser.add_argument("--voting_items", type=int, default=60, help="test items that are voted on")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
-    parser.add_argument("--rft", default="--epochs 1 --batch_size 16 --micro_batch_size 8 --lr 5e-5", help="flags of spct_rft.py")
+    parser.add_argument("--rft", default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 --save_every 25", help="flags of spct_rft.py")
     parser.add_argument("--rl", default="--steps 24 --prompts_per_step 8 --micro_batch_size 16 --lr 3e-5 --save_every 4",
                         help="flags of spct_rl.py")
     parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 16 --micro_batch_size 16 --lr 5e-5",
