@@ -142,8 +142,10 @@ def stages(args, out):
         ("rft", "rft/model", f"spct_rft.py --model {out}/warmup/model {train} {judge} --output {out}/rft --limit {args.rft_items} "
          f"--general_fraction 0 {args.rft}"),
         ("rl", "rl/model", f"spct_rl.py --model {out}/rft/model {train} {judge} --output {out}/rl {args.rl}"),
-        ("meta_rm", "meta_rm/model", f"meta_rm.py --model {out}/warmup/model {train} {judge} --output {out}/meta_rm "
-         f"--trajectories {out}/rft/trajectories.jsonl --grm {out}/rl/model --limit {args.rft_items} {args.meta_rm}"),
+        ("meta_data", "meta.jsonl", lambda: write_rows(  # of the first items only
+            out / "meta.jsonl", read_rows(out / "rft" / "trajectories.jsonl")[:args.meta_items])),
+        ("meta_rm", "meta_rm/model", f"meta_rm.py --model {out}/rft/model {train} {judge} --output {out}/meta_rm "
+         f"--trajectories {out}/meta.jsonl --grm {out}/rl/model --limit {args.meta_items} {args.meta_rm}"),
         ("eval_base", "eval_base/table.csv", f"eval.py --model {out}/base {test} --output {out}/eval_base"),
         ("eval_warmup", "eval_warmup/table.csv", f"eval.py --model {out}/warmup/model {test} --output {out}/eval_warmup"),
         ("eval_rft", "eval_rft/table.csv", f"eval.py --model {out}/rft/model {test} --output {out}/eval_rft"),
@@ -291,14 +293,15 @@ def main():
     parser.add_argument("--max_words", type=int, default=40, help="leave out items with more words in prompt and responses")
     parser.add_argument("--warmup_items", type=int, default=192, help="blind judgments of the warm-up")
     parser.add_argument("--warmup_lr", type=float, default=3e-4, help="peak learning rate of the warm-up")
-    parser.add_argument("--rft_items", type=int, default=450, help="training items of RFT and meta RM")
-    parser.add_argument("--test_items", type=int, default=150, help="test items")
-    parser.add_argument("--voting_items", type=int, default=60, help="test items that are voted on")
+    parser.add_argument("--rft_items", type=int, default=384, help="training items of RFT")
+    parser.add_argument("--meta_items", type=int, default=120, help="training items of the meta RM, the first of those of RFT")
+    parser.add_argument("--test_items", type=int, default=120, help="test items")
+    parser.add_argument("--voting_items", type=int, default=100, help="test items that are voted on")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
     parser.add_argument("--rft", default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 --save_every 25", help="flags of spct_rft.py")
-    parser.add_argument("--rl", default="--steps 24 --prompts_per_step 8 --micro_batch_size 16 --lr 3e-5 --save_every 4",
+    parser.add_argument("--rl", default="--steps 30 --prompts_per_step 4 --micro_batch_size 16 --lr 2e-5 --beta 0.01 --save_every 5",
                         help="flags of spct_rl.py")
-    parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 16 --micro_batch_size 16 --lr 5e-5",
+    parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 8 --micro_batch_size 8 --lr 1e-4",
                         help="flags of meta_rm.py")
     parser.add_argument("--processes", type=int, default=1, help="processes per stage (torchrun; ACCELERATE_USE_CPU=1 on a CPU)")
     parser.add_argument("--inside", help=argparse.SUPPRESS)  # a stage of this file, in its own process
