@@ -60,20 +60,20 @@ QUALITIES = ["accuracy", "brevity", "clarity", "detail", "honesty", "logic", "st
 
 def blind_judgment(shown, rng):
     r"""A judgment in the right form that knows nothing: two qualities, a word of each response that the others do not use, and
-    one response called good by lot, without a look at `rewards`. The scores follow what the analysis says.
+    a winner drawn by lot, without a look at `rewards`. The verdict is in the scores only: judgments that also said it in words
+    taught, in so few updates, no agreement of words and scores.
 
     >>> from records import PreferenceExample
     >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}], ["A cheetah.", "Dunno, a dog?"])
     >>> print(blind_judgment(item, random.Random(1)))
     """
     first, second = rng.sample(QUALITIES, 2)
-    weight, good = rng.randint(5, 9), rng.randrange(len(shown.responses))
+    weight, best = rng.randint(5, 9), rng.randrange(len(shown.responses))
     words = [re.findall(r"[^\W\d_]{3,}", response) for response in shown.responses]
     quoted = [rng.choice([w for w in own if not any(w in other for other in words if other is not own)] or own or ["nothing"])
               for own in words]
-    analysis = ", ".join(f"{word} {'good' if i == good else 'bad'}" for i, word in enumerate(quoted))
-    scores = ", ".join(str(rng.randint(*((7, 9) if i == good else (2, 4)))) for i in range(len(words)))
-    return f"Specific Criteria: {first} {weight}, {second} {10 - weight}\nAnalysis: {analysis}\nScores: \\boxed{{{scores}}}"
+    scores = ", ".join(str(rng.randint(*((7, 9) if i == best else (2, 4)))) for i in range(len(words)))
+    return f"Specific Criteria: {first} {weight}, {second} {10 - weight}\nAnalysis: {' vs '.join(quoted)}\nScores: \\boxed{{{scores}}}"
 
 
 def warm_up(model_name, data, output, args):
@@ -291,7 +291,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
     parser.add_argument("--only", nargs="+", help="these stages only")
     parser.add_argument("--max_words", type=int, default=40, help="leave out items with more words in prompt and responses")
-    parser.add_argument("--warmup_items", type=int, default=192, help="blind judgments of the warm-up")
+    parser.add_argument("--warmup_items", type=int, default=128, help="blind judgments of the warm-up")
     parser.add_argument("--warmup_lr", type=float, default=3e-4, help="peak learning rate of the warm-up")
     parser.add_argument("--rft_items", type=int, default=384, help="training items of RFT")
     parser.add_argument("--meta_items", type=int, default=120, help="training items of the meta RM, the first of those of RFT")
