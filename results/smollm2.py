@@ -13,8 +13,11 @@ commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv an
 
 # Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does not (parse rate of the row
 # "as it is"), so there is nothing to select. The format warm-up below is a cold start before the cold start: SFT on judgments
-# in the right form whose verdicts are drawn at random, so that they say nothing about which response is better. It has a row
-# of its own. No general instruction data (the paper's 85 %), and a short template of our own.
+# in the right form whose scores are drawn by lot, so that they say nothing about which response is better. It has a row of its
+# own. No general instruction data (the paper's 85 %), a short template of our own, no default system turn, and short items only
+# (--max_words): one core of a CPU has to do. The defaults are the run of the table (bf16, one thread):
+
+    ACCELERATE_MIXED_PRECISION=bf16 SPCT_THREADS=1 python results/smollm2.py --model ... --data politeness.jsonl
 """
 import argparse
 import os
