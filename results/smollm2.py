@@ -226,12 +226,13 @@ def cost_rows(out):
     rows = []
     for stage in read_rows(out / "stages.jsonl"):
         name = stage["stage"]
-        metrics = read_rows(out / {"guided": "voting"}.get(name, name) / "metrics.jsonl")
-        sampled = [m for m in metrics if m.get("judgments")] if name in ("voting", *GREEDY.values()) else []
-        updates = [m for m in metrics if m.get("tokens") and m.get("step")]
+        metrics = read_rows(out / name / "metrics.jsonl")
+        judged = read_rows(out / name / "samples.jsonl") if name in ("voting", *GREEDY.values()) else []
+        kinds = {"written": ([s["tokens"] for r in judged for s in r["samples"]], [m for m in metrics if m.get("judgments")]),
+                 "trained": ([m["tokens"] for m in metrics if "tokens" in m], [m for m in metrics if "tokens" in m])}
         rows.append({"stage": name, "seconds": stage["seconds"], "cpu_seconds": stage["cpu_seconds"], "peak_mb": stage["peak_mb"]}
-                    | {f"{kind}_tokens_per_second": sum(m["tokens"] for m in part) / sum(m["seconds"] for m in part)
-                       for kind, part in (("written", sampled), ("trained", updates)) if part}
+                    | {f"{kind}_tokens_per_second": sum(tokens) / sum(m["seconds"] for m in timed)
+                       for kind, (tokens, timed) in kinds.items() if tokens and timed}
                     | {key: stage[key] for key in ("precision", "threads", "commit")}
                     | {"command": re.sub(r"(?<= )/\S*/", "", stage["command"])})  # without the folders of one machine
     return rows
