@@ -183,7 +183,28 @@ def run_stage(name, command, out, processes):
 GREEDY = {"as it is": "eval_base", "after the format warm-up": "eval_warmup", "GRM-RFT": "eval_rft", "GRM (RL)": "eval_rl"}
 
 
-def result_rows(out):
+def word_probe(train, test):
+    """{id: credit} of the test items: logistic regression on the words that one response of a pair has and the other lacks."""
+    def signed(example):  # +1: of the first response only, -1: of the second only
+        first, second = (set(re.findall(r"\w+|[^\w\s]", text.lower())) for text in example.responses)
+        return dict.fromkeys(first - second, 1.0) | dict.fromkeys(second - first, -1.0)
+    words = {w: i for i, w in enumerate(sorted({w for e in train for w in signed(e)}))}
+
+    def matrix(examples):
+        X = torch.zeros(len(examples), len(words))
+        for i, example in enumerate(examples):
+            for w, sign in signed(example).items():
+                if w in words:
+                    X[i, words[w]] = sign
+        return X, torch.tensor([1.0 if e.rewards[0] > e.rewards[1] else -1.0 for e in examples])
+    (X, y), weights = matrix(train), torch.zeros(len(words))
+    for _ in range(800):
+        weights += X.T @ (y / (1 + (y * (X @ weights)).exp())) / len(y) - 1e-3 * weights
+    X, y = matrix(test)
+    return {e.id: 0.5 + 0.5 * float(torch.sign(z)) for e, z in zip(test, y * (X @ weights), strict=True)}
+
+
+def result_rows(out, train_items):
     """Rows of results/smollm2.csv, from the sample files that are there. Accuracy is that of one judgment in a random response
     order; `both_orders` is the mean over the two opposite orders, so a judge that goes by position scores chance exactly.
     A difference is paired by item with the run named `against`, on the items that both have; intervals resample prompts."""
@@ -203,6 +224,10 @@ def result_rows(out):
     row("chance", found, lambda r: 1 / r["n"])
     row("longest wins", found, lambda r: credit(r["response_lengths"], r["rewards"]))
     row("shortest wins", found, lambda r: credit([-length for length in r["response_lengths"]], r["rewards"]))
+    if all(r["n"] == 2 for r in found):
+        train, test = (load_examples(f"{out}/{name}.jsonl", limit=n) for name, n in (("train", train_items), ("test", None)))
+        probe = word_probe(train, test)
+        row("word probe", found, lambda r: probe[r["id"]])
     last = None
     for name, items in samples.items():
         if items:
@@ -278,8 +303,8 @@ def write_judgments(out, path, count=5):
     write_text(path, "\n".join(lines) + "\n")
 
 
-def tables(out):
-    rows, commit = result_rows(out), " ".join(dict.fromkeys(s["commit"] for s in read_rows(out / "stages.jsonl")))
+def tables(out, train_items):
+    rows, commit = result_rows(out, train_items), " ".join(dict.fromkeys(s["commit"] for s in read_rows(out / "stages.jsonl")))
     write_csv(ROOT / "results" / "smollm2.csv", [{**r, "commit": commit} for r in rows])
     write_csv(ROOT / "results" / "smollm2_costs.csv", cost_rows(out))
     write_judgments(out, ROOT / "results" / "smollm2_judgments.md")
@@ -324,7 +349,7 @@ def main():
             run_stage(name, command, out, args.processes)
             (out / made).touch()
     if not args.inside and any((out / folder / "samples.jsonl").exists() for folder in GREEDY.values()):
-        tables(out)
+        tables(out, args.rft_items)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,16 @@ def test_split_keeps_a_prompt_in_one_part_and_drops_long_items(tmp_path):
     assert sorted(r["id"] for part in parts.values() for r in part) == sorted(r["id"] for r in rows[:-1])
 
 
+def test_word_probe_finds_a_word_that_decides_whatever_the_order_and_scores_unknown_words_half():
+    def pair(i, better, worse):
+        flip = i % 2
+        return example_from_dict({"id": f"p/{i}", "prompt": "x", "responses": [worse, better][::-1 if flip else 1],
+                                  "rewards": [0, 1][::-1 if flip else 1]})
+    train = [pair(i, f"It is {i}.", f"Duh, it is {i}!") for i in range(8)]
+    test = [pair(i, "So be it.", "Duh, so be it.") for i in range(8, 10)] + [pair(10, "blue", "green")]
+    assert smollm2.word_probe(train, test) == {"p/8": 1.0, "p/9": 1.0, "p/10": 0.5}
+
+
 def test_figures_of_the_readme_are_cells_of_the_table():
     section = re.search(r"^## A small open model on real preferences\n(.*?)(?=^## )", (ROOT / "README.md").read_text(encoding="utf-8"),
                         re.M | re.S)[1]
