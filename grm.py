@@ -116,7 +116,7 @@ def build_prompt(example, template="full", rating="1-10", principles=True, use_r
     Source: paper App. G. rating "1-10" is template (A), used for every n; "0-1" is (B), for n = 1 in training (§3.2);
             "best" is (D), LLM-as-a-Judge (Eq. 6): the box holds the number of the best response instead of scores.
     Args:   template: "full", "compact" (the same blocks in fewer words, for small models), or a file with the fields
-                {conversation} {responses} {output_format} and optionally the others of BODY, FULL and COMPACT.
+                {conversation} {responses} {output_format} (or a \boxed of its own), optionally the others of FULL, COMPACT, BODY.
             principles: True (Eq. 9: the model writes them), False (ablation of Table 4), or a list of given ones (Eq. 8).
             use_reference: adds a reference-answer block (App. E.1.3).
             hint: names the best response, in displayed order (§3.2, hinted sampling). Never part of a training prompt.
@@ -185,7 +185,8 @@ def read_template(path, asked_for=()):
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"template {path}: not UTF-8; save it in that encoding") from None
-    missing = [f for f in ("conversation", "responses", "output_format", *asked_for) if "{" + f + "}" not in text]
+    format_field = () if r"\boxed" in text else ("output_format",)  # a file may state the format in its own words
+    missing = [f for f in ("conversation", "responses", *format_field, *asked_for) if "{" + f + "}" not in text]
     if missing:
         raise UserError(f"template {path}: the field {{{missing[0]}}} is missing; add it where it belongs")
     return text

@@ -13,8 +13,11 @@ commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv an
 
 # Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does not (parse rate of the row
 # "as it is"), so there is nothing to select. The format warm-up below is a cold start before the cold start: SFT on judgments
-# in the right form whose verdicts are drawn at random, so that they say nothing about which response is better. It has a row
-# of its own. No general instruction data (the paper's 85 %), and a short template of our own.
+# in the right form whose scores are drawn by lot, so that they say nothing about which response is better. It has a row of its
+# own. No general instruction data (the paper's 85 %), a short template of our own, no default system turn, and short items only
+# (--max_words): one core of a CPU has to do. The defaults are the run of the table (bf16, one thread):
+
+    ACCELERATE_MIXED_PRECISION=bf16 SPCT_THREADS=1 python results/smollm2.py --model ... --data politeness.jsonl
 """
 import argparse
 import os
@@ -55,31 +58,25 @@ from spct_rft import learning_rate, sft_loss  # noqa: E402
 TEMPLATE = "results/smollm2_template.txt"
 # ----- the format warm-up: judgments that know nothing -----
 
-QUALITIES = ["accuracy", "brevity", "clarity", "detail", "grammar", "honesty", "logic", "originality", "relevance", "style",
-             "tone", "usefulness"]
-LEVELS = {"bad": (1, 2), "poor": (3, 4), "fair": (5, 6), "good": (7, 8), "excellent": (9, 10)}
+QUALITIES = ["accuracy", "brevity", "clarity", "detail", "honesty", "logic", "style", "tone"]
 
 
 def blind_judgment(shown, rng):
-    r"""A judgment in the right form: two qualities about words of the query, words quoted from each response, and verdicts
-    drawn at random without a look at `rewards`.
+    r"""A judgment in the right form that knows nothing: two qualities, a word of each response that the others do not use, and
+    a winner drawn by lot, without a look at `rewards`. The verdict is in the scores only: judgments that also said it in words
+    taught, in so few updates, no agreement of words and scores.
 
     >>> from records import PreferenceExample
     >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}], ["A cheetah.", "Dunno, a dog?"])
     >>> print(blind_judgment(item, random.Random(1)))
     """
-    words = re.findall(r"[^\W\d_]{4,}", shown.prompt[-1]["content"]) or ["answer"]
     first, second = rng.sample(QUALITIES, 2)
-    weight = rng.randint(5, 9)
-    verdicts = rng.sample(sorted(LEVELS), len(shown.responses))  # all different: a tie would be no judgment
-    lines = []
-    for i, (response, verdict) in enumerate(zip(shown.responses, verdicts, strict=True), 1):
-        spoken = response.split()
-        start = rng.randrange(max(1, len(spoken) - 1))
-        lines.append(f"{i} \"{' '.join(spoken[start:start + 2])}\" {verdict}")
-    scores = ", ".join(str(rng.randint(*LEVELS[v])) for v in verdicts)
-    return (f"Specific Criteria: {first} of {rng.choice(words)} {weight}, {second} {10 - weight}\n"
-            f"Analysis: {'; '.join(lines)}\nScores: \\boxed{{{scores}}}")
+    weight, best = rng.randint(5, 9), rng.randrange(len(shown.responses))
+    words = [re.findall(r"[^\W\d_]{3,}", response) for response in shown.responses]
+    quoted = [rng.choice([w for w in own if not any(w in other for other in words if other is not own)] or own or ["nothing"])
+              for own in words]
+    scores = ", ".join(str(rng.randint(*((7, 9) if i == best else (2, 4)))) for i in range(len(words)))
+    return f"Specific Criteria: {first} {weight}, {second} {10 - weight}\nAnalysis: {' vs '.join(quoted)}\nScores: \\boxed{{{scores}}}"
 
 
 def warm_up(model_name, data, output, args):
@@ -94,7 +91,7 @@ def warm_up(model_name, data, output, args):
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.warmup_lr, betas=(0.9, 0.95), weight_decay=0.0)
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()
-    steps, size = len(samples) // 8, 8
+    steps, size = len(samples) // 4, 4
     for step in range(steps):
         started = time.time()
         seed_everything(args.seed * 1_000_003 + step)
@@ -113,10 +110,19 @@ def warm_up(model_name, data, output, args):
 
 # ----- the stages -----
 
-def split_by_prompt(data, folder):
+def save_base(model, folder):
+    """The model as a folder, its chat template without the default system turn (21 tokens that every prompt would pay for)."""
+    model, tokenizer = sampler.load_model(model, "cpu", torch.float32)
+    tokenizer.chat_template = re.sub(r"\{% if loop\.first.*?\{% endif %\}", "", tokenizer.chat_template, flags=re.S)
+    save_model(folder, model, tokenizer)
+
+
+def split_by_prompt(data, folder, max_words):
     """train / validation / test.jsonl, 65 / 10 / 25 % by a hash of the prompt, so that one prompt lies in one of them only."""
     parts = {"train": [], "validation": [], "test": []}
     for example in load_examples(data):
+        if len(" ".join([example.prompt[-1]["content"], *example.responses]).split()) > max_words:
+            continue
         digest = opening_hash(example)
         place = int(digest[:8], 16) / 2**32
         parts["test" if place < 0.25 else "validation" if place < 0.35 else "train"].append({
@@ -129,18 +135,20 @@ def split_by_prompt(data, folder):
 
 def stages(args, out):
     """[(name, what it makes, command or function)], in order."""
-    judge = f"--template {TEMPLATE} --max_new_tokens 64 --seed {args.seed}"
+    judge = f"--template {TEMPLATE} --max_new_tokens 48 --seed {args.seed}"
     train = f"--data {out}/train.jsonl"
     test, votes = (f"--data {out}/test.jsonl --limit {limit} {judge}" for limit in (args.test_items, args.voting_items))
     return [
-        ("split", "test.jsonl", lambda: split_by_prompt(args.data, out)),
-        ("base", "base", lambda: save_model(out / "base", *sampler.load_model(args.model, "cpu", torch.float32))),
+        ("split", "test.jsonl", lambda: split_by_prompt(args.data, out, args.max_words)),
+        ("base", "base", lambda: save_base(args.model, out / "base")),
         ("warmup", "warmup/model", lambda: warm_up(str(out / "base"), f"{out}/train.jsonl", out / "warmup", args)),
         ("rft", "rft/model", f"spct_rft.py --model {out}/warmup/model {train} {judge} --output {out}/rft --limit {args.rft_items} "
          f"--general_fraction 0 {args.rft}"),
         ("rl", "rl/model", f"spct_rl.py --model {out}/rft/model {train} {judge} --output {out}/rl {args.rl}"),
-        ("meta_rm", "meta_rm/model", f"meta_rm.py --model {out}/warmup/model {train} {judge} --output {out}/meta_rm "
-         f"--trajectories {out}/rft/trajectories.jsonl --grm {out}/rl/model --limit {args.rft_items} {args.meta_rm}"),
+        ("meta_data", "meta.jsonl", lambda: write_rows(  # of the first items only
+            out / "meta.jsonl", read_rows(out / "rft" / "trajectories.jsonl")[:args.meta_items])),
+        ("meta_rm", "meta_rm/model", f"meta_rm.py --model {out}/rft/model {train} {judge} --output {out}/meta_rm "
+         f"--trajectories {out}/meta.jsonl --grm {out}/rl/model --limit {args.meta_items} {args.meta_rm}"),
         ("eval_base", "eval_base/table.csv", f"eval.py --model {out}/base {test} --output {out}/eval_base"),
         ("eval_warmup", "eval_warmup/table.csv", f"eval.py --model {out}/warmup/model {test} --output {out}/eval_warmup"),
         ("eval_rft", "eval_rft/table.csv", f"eval.py --model {out}/rft/model {test} --output {out}/eval_rft"),
@@ -175,7 +183,28 @@ def run_stage(name, command, out, processes):
 GREEDY = {"as it is": "eval_base", "after the format warm-up": "eval_warmup", "GRM-RFT": "eval_rft", "GRM (RL)": "eval_rl"}
 
 
-def result_rows(out):
+def word_probe(train, test):
+    """{id: credit} of the test items: logistic regression on the words that one response of a pair has and the other lacks."""
+    def signed(example):  # +1: of the first response only, -1: of the second only
+        first, second = (set(re.findall(r"\w+|[^\w\s]", text.lower())) for text in example.responses)
+        return dict.fromkeys(first - second, 1.0) | dict.fromkeys(second - first, -1.0)
+    words = {w: i for i, w in enumerate(sorted({w for e in train for w in signed(e)}))}
+
+    def matrix(examples):
+        X = torch.zeros(len(examples), len(words))
+        for i, example in enumerate(examples):
+            for w, sign in signed(example).items():
+                if w in words:
+                    X[i, words[w]] = sign
+        return X, torch.tensor([1.0 if e.rewards[0] > e.rewards[1] else -1.0 for e in examples])
+    (X, y), weights = matrix(train), torch.zeros(len(words))
+    for _ in range(800):
+        weights += X.T @ (y / (1 + (y * (X @ weights)).exp())) / len(y) - 1e-3 * weights
+    X, y = matrix(test)
+    return {e.id: 0.5 + 0.5 * float(torch.sign(z)) for e, z in zip(test, y * (X @ weights), strict=True)}
+
+
+def result_rows(out, train_items):
     """Rows of results/smollm2.csv, from the sample files that are there. Accuracy is that of one judgment in a random response
     order; `both_orders` is the mean over the two opposite orders, so a judge that goes by position scores chance exactly.
     A difference is paired by item with the run named `against`, on the items that both have; intervals resample prompts."""
@@ -195,6 +224,10 @@ def result_rows(out):
     row("chance", found, lambda r: 1 / r["n"])
     row("longest wins", found, lambda r: credit(r["response_lengths"], r["rewards"]))
     row("shortest wins", found, lambda r: credit([-length for length in r["response_lengths"]], r["rewards"]))
+    if all(r["n"] == 2 for r in found):
+        train, test = (load_examples(f"{out}/{name}.jsonl", limit=n) for name, n in (("train", train_items), ("test", None)))
+        probe = word_probe(train, test)
+        row("word probe", found, lambda r: probe[r["id"]])
     last = None
     for name, items in samples.items():
         if items:
@@ -218,12 +251,13 @@ def cost_rows(out):
     rows = []
     for stage in read_rows(out / "stages.jsonl"):
         name = stage["stage"]
-        metrics = read_rows(out / {"guided": "voting"}.get(name, name) / "metrics.jsonl")
-        sampled = [m for m in metrics if m.get("judgments")] if name in ("voting", *GREEDY.values()) else []
-        updates = [m for m in metrics if m.get("tokens") and m.get("step")]
+        metrics = read_rows(out / name / "metrics.jsonl")
+        judged = read_rows(out / name / "samples.jsonl") if name in ("voting", *GREEDY.values()) else []
+        kinds = {"written": ([s["tokens"] for r in judged for s in r["samples"]], [m for m in metrics if m.get("judgments")]),
+                 "trained": ([m["tokens"] for m in metrics if "tokens" in m], [m for m in metrics if "tokens" in m])}
         rows.append({"stage": name, "seconds": stage["seconds"], "cpu_seconds": stage["cpu_seconds"], "peak_mb": stage["peak_mb"]}
-                    | {f"{kind}_tokens_per_second": sum(m["tokens"] for m in part) / sum(m["seconds"] for m in part)
-                       for kind, part in (("written", sampled), ("trained", updates)) if part}
+                    | {f"{kind}_tokens_per_second": sum(tokens) / sum(m["seconds"] for m in timed)
+                       for kind, (tokens, timed) in kinds.items() if tokens and timed}
                     | {key: stage[key] for key in ("precision", "threads", "commit")}
                     | {"command": re.sub(r"(?<= )/\S*/", "", stage["command"])})  # without the folders of one machine
     return rows
@@ -269,8 +303,8 @@ def write_judgments(out, path, count=5):
     write_text(path, "\n".join(lines) + "\n")
 
 
-def tables(out):
-    rows, commit = result_rows(out), " ".join(dict.fromkeys(s["commit"] for s in read_rows(out / "stages.jsonl")))
+def tables(out, train_items):
+    rows, commit = result_rows(out, train_items), " ".join(dict.fromkeys(s["commit"] for s in read_rows(out / "stages.jsonl")))
     write_csv(ROOT / "results" / "smollm2.csv", [{**r, "commit": commit} for r in rows])
     write_csv(ROOT / "results" / "smollm2_costs.csv", cost_rows(out))
     write_judgments(out, ROOT / "results" / "smollm2_judgments.md")
@@ -285,16 +319,18 @@ def main():
     parser.add_argument("--output", default="runs/smollm2", help="folder of all stages")
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
     parser.add_argument("--only", nargs="+", help="these stages only")
-    parser.add_argument("--warmup_items", type=int, default=160, help="blind judgments of the warm-up")
-    parser.add_argument("--warmup_lr", type=float, default=2e-4, help="peak learning rate of the warm-up")
-    parser.add_argument("--rft_items", type=int, default=160, help="training items of RFT and meta RM")
-    parser.add_argument("--test_items", type=int, default=150, help="test items")
-    parser.add_argument("--voting_items", type=int, default=60, help="test items that are voted on")
+    parser.add_argument("--max_words", type=int, default=40, help="leave out items with more words in prompt and responses")
+    parser.add_argument("--warmup_items", type=int, default=128, help="blind judgments of the warm-up")
+    parser.add_argument("--warmup_lr", type=float, default=3e-4, help="peak learning rate of the warm-up")
+    parser.add_argument("--rft_items", type=int, default=384, help="training items of RFT")
+    parser.add_argument("--meta_items", type=int, default=120, help="training items of the meta RM, the first of those of RFT")
+    parser.add_argument("--test_items", type=int, default=120, help="test items")
+    parser.add_argument("--voting_items", type=int, default=100, help="test items that are voted on")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
-    parser.add_argument("--rft", default="--epochs 1 --batch_size 16 --micro_batch_size 8 --lr 5e-5", help="flags of spct_rft.py")
-    parser.add_argument("--rl", default="--steps 24 --prompts_per_step 8 --micro_batch_size 16 --lr 3e-5 --save_every 4",
+    parser.add_argument("--rft", default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 --save_every 25", help="flags of spct_rft.py")
+    parser.add_argument("--rl", default="--steps 30 --prompts_per_step 4 --micro_batch_size 16 --lr 2e-5 --beta 0.01 --save_every 5",
                         help="flags of spct_rl.py")
-    parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 16 --micro_batch_size 16 --lr 5e-5",
+    parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 8 --micro_batch_size 8 --lr 1e-4",
                         help="flags of meta_rm.py")
     parser.add_argument("--processes", type=int, default=1, help="processes per stage (torchrun; ACCELERATE_USE_CPU=1 on a CPU)")
     parser.add_argument("--inside", help=argparse.SUPPRESS)  # a stage of this file, in its own process
@@ -313,7 +349,7 @@ def main():
             run_stage(name, command, out, args.processes)
             (out / made).touch()
     if not args.inside and any((out / folder / "samples.jsonl").exists() for folder in GREEDY.values()):
-        tables(out)
+        tables(out, args.rft_items)
 
 
 if __name__ == "__main__":

@@ -277,6 +277,8 @@ def test_template_file_of_the_user(tmp_path):
         file.write_text("{conversation}{responses}{output_format}".replace("{" + field + "}", ""), encoding="utf-8")
         with pytest.raises(UserError, match=field):
             build_prompt(item(), str(file))
+    file.write_text("{conversation}{responses} Scores: \\boxed{x, x}", encoding="utf-8")  # the format in the file's own words
+    assert text_of(build_prompt(item(), str(file))).endswith("Scores: \\boxed{x, x}")
 
 
 @pytest.mark.parametrize("field, options", [("hint", dict(hint=True)), ("reference", dict(use_reference=True)),

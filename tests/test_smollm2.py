@@ -1,0 +1,66 @@
+"""results/smollm2.py: blind judgments are well formed and know nothing; a prompt lies in one part; README's figures are the table's."""
+import csv
+import random
+import re
+import sys
+
+from conftest import ROOT
+
+from grm import parse_judgment
+from records import example_from_dict
+from runs import read_rows, write_rows
+
+sys.path.insert(0, str(ROOT / "results"))
+import smollm2  # noqa: E402
+
+
+def items(count, n=2):
+    return [{"id": f"x/{i}", "prompt": f"Name animal {i // 2}.", "responses": [f"Sure, animal {i} {r}." for r in "abcd"[:n]],
+             "rewards": [int(r == i % n) for r in range(n)]} for i in range(count)]
+
+
+def test_blind_judgments_parse_and_are_right_by_chance():
+    for n in (2, 3):
+        verdicts = []
+        for row in items(600, n):
+            scores, reason = parse_judgment(smollm2.blind_judgment(example_from_dict(row), random.Random(row["id"])), n, "1-10")
+            assert reason == "ok" and scores.count(max(scores)) == 1
+            verdicts.append((scores.index(max(scores)), row["rewards"].index(1)))
+        assert abs(sum(a == b for a, b in verdicts) / len(verdicts) - 1 / n) < 0.07
+        assert abs(sum(a == 0 for a, _ in verdicts) / len(verdicts) - 1 / n) < 0.07
+
+
+def test_blind_judgment_does_not_look_at_rewards():
+    row = items(1)[0]
+    assert len({smollm2.blind_judgment(example_from_dict({**row, "rewards": rewards}), random.Random(0))
+                for rewards in ([0, 1], [1, 0])}) == 1
+
+
+def test_split_keeps_a_prompt_in_one_part_and_drops_long_items(tmp_path):
+    rows = items(120) + [{**items(1)[0], "id": "long", "prompt": "word " * 41}]
+    write_rows(tmp_path / "data.jsonl", rows)
+    smollm2.split_by_prompt(str(tmp_path / "data.jsonl"), tmp_path, max_words=40)
+    parts = {name: read_rows(tmp_path / f"{name}.jsonl") for name in ("train", "validation", "test")}
+    prompts = [{r["prompt"][0]["content"] for r in part} for part in parts.values()]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 60 and all(prompts)
+    assert sorted(r["id"] for part in parts.values() for r in part) == sorted(r["id"] for r in rows[:-1])
+
+
+def test_word_probe_finds_a_word_that_decides_whatever_the_order_and_scores_unknown_words_half():
+    def pair(i, better, worse):
+        flip = i % 2
+        return example_from_dict({"id": f"p/{i}", "prompt": "x", "responses": [worse, better][::-1 if flip else 1],
+                                  "rewards": [0, 1][::-1 if flip else 1]})
+    train = [pair(i, f"It is {i}.", f"Duh, it is {i}!") for i in range(8)]
+    test = [pair(i, "So be it.", "Duh, so be it.") for i in range(8, 10)] + [pair(10, "blue", "green")]
+    assert smollm2.word_probe(train, test) == {"p/8": 1.0, "p/9": 1.0, "p/10": 0.5}
+
+
+def test_figures_of_the_readme_are_cells_of_the_table():
+    section = re.search(r"^## A small open model on real preferences\n(.*?)(?=^## )", (ROOT / "README.md").read_text(encoding="utf-8"),
+                        re.M | re.S)[1]
+    with open(ROOT / "results" / "smollm2.csv", encoding="utf-8", newline="") as file:
+        cells = {f"{100 * float(v):.1f}" for row in csv.DictReader(file) for v in row.values() if re.fullmatch(r"-?\d+(\.\d+)?", v)}
+    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
+    figures = re.findall(r"(?<![\w.])[+-]?(\d{1,3}\.\d)(?![\w.])", table)
+    assert figures and not [f for f in figures if f not in cells | {c.lstrip("-") for c in cells}]
