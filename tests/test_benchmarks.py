@@ -33,7 +33,8 @@ def test_benchmark_ends_with_its_json_line(name, tmp_path, tiny_model, toy_token
     assert done.returncode == 0, done.stdout + done.stderr
     line = json.loads(done.stdout.strip().splitlines()[-1])
     assert set(line) == {"name", "ratios", "targets", "environment"} and line["name"] == name and line["targets"]
-    assert set(line["ratios"]) == RATIOS[name] and all(v > 0 for v in line["ratios"].values())
+    # no figure of time is asserted; a tiny model's share of the machine's limit may round to 0
+    assert set(line["ratios"]) == RATIOS[name] and all(v >= 0 for v in line["ratios"].values())
     assert line["environment"]["threads"] == 1 and line["environment"]["clock"] == "wall"
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["ratios"] == line["ratios"] and written["command"].startswith(f"python benchmarks/bench_{name}.py --model model")
