@@ -85,11 +85,11 @@ def claim_lines(*_):
         if r is None:
             lines.append(f"| {claim} | | not run | | | not tested |")
             continue
-        other, value = rows.get(r["against"], {}), next(v for v in VALUES if v in r)
-        here = "not run" if "not run" in (r[value], other.get(value)) else f"{percent(other[value])} -> {percent(r[value])}"
-        ends = f"{100 * float(r['difference_low']):+.1f} to {100 * float(r['difference_high']):+.1f}" if r["difference_low"] else ""
+        other, value = rows.get(r.get("against"), {}), next(v for v in VALUES if v in r)
+        here = "not run" if "not run" in (r[value], other.get(value)) else " -> ".join(percent(x[value]) for x in (other, r) if x)
+        ends = f"{100 * float(r['difference_low']):+.1f} to {100 * float(r['difference_high']):+.1f}" if r.get("difference_low") else ""
         paper = " -> ".join(x for x in (other.get("paper"), r["paper"]) if x)
-        lines.append(f"| {claim} | {paper} | {here} | {ends} | {len(r['seeds'].split()) or ''} | {r['verdict']} |")
+        lines.append(f"| {claim} | {paper} | {here} | {ends} | {len(r['seeds'].split()) or ''} | {r.get('verdict', 'not tested')} |")
     return lines
 
 

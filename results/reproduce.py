@@ -66,7 +66,7 @@ def plan(seed):
         ("judge: train", f"baselines.py judge --output {s}/judge --seed {seed}"),
         ("judge: tokenprob", f"baselines.py tokenprob --samples {s}/judge/voting --output {s}/judge/tokenprob --seed {seed}"),
         ("cloud: train", f"baselines.py cloud --output {s}/cloud --seed {seed}"),
-        *[(f"tries: {name}", f"{learn} --output {s}/tries/{name} --micro_batch_size 32 {flags.format(grm=grm)}")
+        *[(f"tries: {name}", f"{learn} --output {s}/tries/{name} {flags.format(grm=grm)}")
           for name, (flags, _) in TRIES.items()],
         # Table 4: what RFT is without one of its parts, and the whole recipe without principles
         *[line for name, flags in (("no-hinted", "--no_hinted"), ("no-non-hinted", "--no_non_hinted"),

@@ -38,6 +38,7 @@ TRIES = {  # name: (flags, what is different); the meta RM of the tables was fou
     "from-undamaged": ("--batch_size 64 --lr 1e-3 --model toy_base/medium-undamaged", "starts from the undamaged judge"),
     "items-6000": ("--batch_size 64 --lr 5e-4 --limit 6000", "four times the items, half the rate"),
     "epochs-4": ("--batch_size 64 --lr 1e-3 --epochs 4", "four epochs"),
+    "grm-6000": ("--limit 6000 --epochs 2 --model {grm}", "6,000 items, two epochs of 16, starts from the GRM"),
 }
 JUDGES = {"base": "base", "grm/after_rft": "GRM-RFT", "grm": "GRM"}  # folder of the greedy run: name in the tables
 
