@@ -185,7 +185,7 @@ def say_skipped(rows):
 def prefill(model, forward, prompts, pad_id, **options):
     """Keys and values of the prompts, and what `forward` (the model, or its backbone) gives for their last tokens.
 
-    The prefix that all of them share is computed once. Layout: [left padding][shared prefix][rest of the prompt].
+    U prompts, padded to W tokens. The prefix that all share is computed once. Layout: [left padding][shared prefix][rest].
     Pitfall: a sliding window counts places in the cache, so padding may stand on the left only. The last tokens of
     the prefix are computed again where a prompt is shorter than the longest, in places that would hold padding anyway.
     Returns cache, attention mask (U, W), output of `forward` for the rest of the prompts, length of the shared prefix.
@@ -372,7 +372,7 @@ def completion_states(model, prompts, completions, source, pad_id):
     Row r of the B completions continues prompts[source[r]]. Position 0 is the prompt's last token.
     """
     device = next(model.parameters()).device
-    cache, mask, out, _ = prefill(model, backbone(model), prompts, pad_id)                                   # mask (Q, P)
+    cache, mask, out, _ = prefill(model, backbone(model), prompts, pad_id)                                   # mask (U, W)
     source = torch.tensor(source, device=device)
     last = out.last_hidden_state[:, -1:][source]                                                             # (B, 1, D)
     width = max(map(len, completions))

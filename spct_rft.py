@@ -131,7 +131,7 @@ def main():
     parser.add_argument("--hinted_only_failed", action="store_true", help="hint only where no non-hinted one was correct")
     parser.add_argument("--easy_hinted", default="drop", choices=["drop", "keep"], help="hinted trajectory of a too easy item")
     # general instruction data
-    parser.add_argument("--general_data", default="toy", help="chats: toy, or a .jsonl of {messages: [...]}")
+    parser.add_argument("--general_data", default="toy", help="chats: toy, a .jsonl of {messages: [...]}, or smoltalk")
     parser.add_argument("--general_fraction", type=float, default=0.85, help="share of all samples (paper: 1070K of 1256K)")
     parser.add_argument("--general_only", action="store_true", help="ablation of Table 4: without rejective sampling (1 and 2)")
     # training

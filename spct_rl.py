@@ -91,7 +91,8 @@ def grpo_loss(logp, logp_old, logp_ref, advantages, mask, beta, clip_eps, kl="k3
     """
     lengths = mask.sum(1)                                                    # (B,) tokens
     rows = rows or len(mask)
-    # ratio rho = pi / pi_old: 1 at the first update after sampling. Pitfall: bounded, so exp() stays finite.
+    # ratio rho = pi / pi_old: 1 at the first update after sampling. Choice: log-ratios are bounded at 10 nats, here and in the KL
+    # term (no gradient beyond), so that exp() stays finite; the share is logged.
     ratio = (logp - logp_old).clamp(-10, 10).exp()                           # (B, T)
     A = advantages[:, None]                                                  # (B, 1)
     policy = torch.minimum(ratio * A, ratio.clamp(1 - clip_eps, 1 + clip_eps) * A)                   # (B, T)
@@ -207,7 +208,7 @@ def main():
     reference_logp = sampler.TokenLogp(reference.requires_grad_(False), tokenizer.pad_token_id)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm 1.0, 5 warm-up steps, then linear decay to a tenth.
+    # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm 1.0, 5 warm-up steps, linear decay to a tenth all along.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
     state, step = load_state(output / "state.pt"), 0
     if state:

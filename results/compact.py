@@ -4,7 +4,8 @@
                                                                                   reason, tokens, meta logit, response order
     (the items of one or more runs)     ->  results/runs/items-<hash>.json.gz     id, domain, n, rewards, length of the responses
 
-`load` gives the rows of samples.jsonl back, without the texts. Same runs, same bytes: gzip without a time. Items are kept once for
+`load` gives the rows of samples.jsonl back, without the texts, with a mean for the prompt tokens of an item, without the response
+orders of voting (they follow from the seed), and with scalar scores and logits rounded as far as no credit or order changes. Same runs, same bytes: gzip without a time. Items are kept once for
 all runs that judged them, because they would otherwise be most of every file.
 """
 import functools

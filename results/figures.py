@@ -1,4 +1,4 @@
-"""What is made of results/*.csv alone: the figures, and the tables of README.md (no number is typed by hand)."""
+"""What is made of results/*.csv alone: the figures, and the tables of README.md and results/README.md (no number is typed by hand)."""
 import csv
 import re
 from pathlib import Path
@@ -37,18 +37,18 @@ CLAIMS = [  # what the paper claims, and the table and row that put it to the te
     ("32 judgments beat 8", "scaling", "vote @32 against vote @8"),
     ("the meta RM improves 8 votes", "scaling", "guided @8"),
     ("the meta RM improves 32 votes", "scaling", "guided @32"),
-    ("RFT needs the hinted trajectories", "ablations", "RFT without hinted sampling (1)"),
-    ("RFT needs the non-hinted trajectories", "ablations", "RFT without non-hinted sampling (2)"),
-    ("RFT needs rejective sampling", "ablations", "RFT without rejective sampling (1 and 2)"),
-    ("RFT needs general instruction data", "ablations", "RFT without general data"),
-    ("the recipe needs rejective sampling", "ablations", "GRM without rejective sampling"),
-    ("the recipe needs principles", "ablations", "GRM without principles"),
+    ("RFT without hinted trajectories is worse", "ablations", "RFT without hinted sampling (1)"),
+    ("RFT without non-hinted trajectories is worse", "ablations", "RFT without non-hinted sampling (2)"),
+    ("RFT without rejective sampling is worse", "ablations", "RFT without rejective sampling (1 and 2)"),
+    ("RFT without general instruction data is worse", "ablations", "RFT without general data"),
+    ("RFT and RL without rejective sampling are worse", "ablations", "GRM without rejective sampling"),
+    ("RFT and RL without principles are worse", "ablations", "GRM without principles"),
     ("... its votes too", "ablations", "GRM without principles, Voting@8"),
     ("without the KL term RL collapses", "kl", "beta 0"),
-    ("the GRM is better than LLM-as-a-Judge", "methods", "LLM-as-a-Judge, greedy"),
-    ("... than Bradley-Terry", "methods", "Bradley-Terry (BTRM)"),
-    ("... than CLoud", "methods", "CLoud, greedy"),
-    ("... than PairRM", "methods", "PairRM"),
+    ("LLM-as-a-Judge is worse than the GRM", "methods", "LLM-as-a-Judge, greedy"),
+    ("Bradley-Terry is worse", "methods", "Bradley-Terry (BTRM)"),
+    ("CLoud is worse", "methods", "CLoud, greedy"),
+    ("PairRM is worse", "methods", "PairRM"),
     ("token probabilities help LLM-as-a-Judge", "methods", "LLM-as-a-Judge, TokenProb@8"),
     ("CLoud gains from more critiques", "methods", "CLoud @8"),
     ("RL helps on single responses (ROC-AUC)", "single_responses", "GRM, greedy"),
@@ -89,7 +89,7 @@ def claim_lines(*_):
         here = "not run" if "not run" in (r[value], other.get(value)) else " -> ".join(percent(x[value]) for x in (other, r) if x)
         ends = f"{100 * float(r['difference_low']):+.1f} to {100 * float(r['difference_high']):+.1f}" if r.get("difference_low") else ""
         paper = " -> ".join(x for x in (other.get("paper"), r["paper"]) if x)
-        lines.append(f"| {claim} | {paper} | {here} | {ends} | {len(r['seeds'].split()) or ''} | {r.get('verdict', 'not tested')} |")
+        lines.append(f"| {claim} | {paper} | {here} | {ends} | {len(r['seeds'].split()) or ''} | {r.get('verdict', 'earlier run, not paired')} |")
     return lines
 
 
@@ -145,7 +145,7 @@ def draw(folder):
                 if r["row"].endswith(", greedy") and "general" not in r["row"] and "straight" not in r["row"] and r["low"]}
         flat["chance"] = float(rows[0]["chance"])
         command, commits = caption(rows)
-        evaluation.draw_curves(points, flat, folder / "scaling.png", f"{command}  |  commit {commits}  |  toy world, {rows[1]['items']} "
+        evaluation.draw_curves(points, flat, folder / "scaling.png", f"{command}  |  commit {commits}\ntoy world, {rows[1]['items']} "
                                f"test items, seeds of the curves: {len(rows[1]['seeds'].split())}, 95 % intervals over items")
     rows = read("compute", folder)
     if rows:
@@ -199,7 +199,7 @@ def draw_compute(rows, path):
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     command, commits = caption(rows)
-    figure.text(0.01, 0.01, f"{command}  |  commit {commits}  |  toy world, RFT and RL at every size, numbers: k, 95 % intervals over items",
+    figure.text(0.01, 0.01, f"{command}  |  commit {commits}\ntoy world, after RFT and RL, numbers: k, 95 % intervals over items",
                 fontsize=6.5, color="0.35")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=130)

@@ -1,4 +1,4 @@
-"""The runs behind the tables of the README, on the toy world: three seeds, resumable, two at a time.
+"""The runs behind the tables of README.md and results/README.md, on the toy world: up to three seeds, resumable, two at a time.
 
     python results/reproduce.py                    # all seeds; hours on 2 cores; a finished command is never run again
     python results/reproduce.py --seeds 0 --only grm
@@ -25,7 +25,7 @@ from tables import TRIES, make_tables  # noqa: E402
 
 BASE, UNDAMAGED = "toy_base/medium", "toy_base/medium-undamaged"
 R = "runs/results"
-META = "--limit 6000 --epochs 2"  # 2,500 updates: with 126 it told good judgments from bad ones hardly better than chance
+META = "--limit 6000 --epochs 2"  # 2,500 updates: with 126 its held-out ROC-AUC was 0.62, with these 0.9
 SIZES = {"small": 32, "large": 8}  # size of toy_base beside the medium one: judgments per item
 
 

@@ -1,7 +1,7 @@
 """From the records of runs to the rows of a table: mean, interval, paired difference, verdict.
 
 A result is one number per item and seed. A row's interval is the 95 % bootstrap over items of their means over seeds; its
-difference to another row is paired by item and seed. The verdict says whether that difference has the sign of the paper's.
+difference to another row is paired by item, over the seeds that each has (greedy runs of base and undamaged judge have no seed). The verdict says whether that difference has the sign of the paper's.
 """
 import functools
 import math
@@ -20,6 +20,7 @@ NO_DIFFERENCE = 0.2  # points: up to here the paper's numbers count as equal (it
 
 
 # ----- results: one number per item and seed -----
+# (functions that make functions are cached, so that `over_seeds` meets the same function again and reads a run only once)
 
 def anything(row):
     return True
@@ -93,9 +94,9 @@ def over_seeds(seeds, name, value_of, keep=several):
     return found if found["values"] else None
 
 
-def means(result, seeds=None):
-    """{item: mean over those of the seeds (default: all) that have it}."""
-    columns = [result["values"][s] for s in (seeds or result["values"])]
+def means(result):
+    """{item: mean over those of the seeds that have it}."""
+    columns = list(result["values"].values())
     return {i: evaluation.mean(c[i] for c in columns if i in c) for i in dict.fromkeys(i for c in columns for i in c)}
 
 
@@ -144,11 +145,10 @@ def summary(result, value):
 
 
 def difference(a, b, value):
-    """(low, high) of b - a on the same items, over the seeds that both have (if they share none, over all of each)."""
-    seeds = [s for s in b["values"] if s in a["values"]]
+    """(low, high) of b - a on the same items: the interval belongs to the two means that the table shows."""
     if value == "auc":
         ids = [i for i in a["label"] if i in b["label"]]
-        (labels, x), (_, y) = (auc_columns(r, seeds or r["values"], ids) for r in (a, b))
+        (labels, x), (_, y) = (auc_columns(r, r["values"], ids) for r in (a, b))
         rng, found = np.random.default_rng(0), []
         while len(found) < 1000:
             picked = rng.integers(len(labels), size=len(labels))
@@ -156,7 +156,7 @@ def difference(a, b, value):
                 found.append(np.mean([roc_auc(c[picked], labels[picked]) for c in y.T])
                              - np.mean([roc_auc(c[picked], labels[picked]) for c in x.T]))
         return tuple(map(float, np.quantile(found, [0.025, 0.975])))
-    x, y = means(a, seeds), means(b, seeds)
+    x, y = means(a), means(b)
     common = [i for i in x if i in y]
     return evaluation.paired_ci([x[i] for i in common], [y[i] for i in common])
 
@@ -196,6 +196,7 @@ def write(name, rows, command="python results/reproduce.py --tables"):
     """results/NAME.csv, and the table printed; nothing if too little of it has been run to show."""
     value = next((v for v in ("accuracy", "auc", "share", "tokens") if rows and v in rows[0]), None)
     if not rows or value and sum(r[value] == "not run" for r in rows) > len(rows) / 2:
+        print(f"\n{name}: too little on record; an old results/{name}.csv is kept")
         return
     rows = [{**{k: v for k, v in r.items() if k != "commit"}, "command": command, "commit": r["commit"]} for r in rows]
     evaluation.write_csv(Path("results") / f"{name}.csv", rows)

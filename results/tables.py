@@ -1,7 +1,7 @@
-"""The tables of the README on the toy world, from the compact records of the runs (compact.py) and nothing else.
+"""The tables of results/README.md on the toy world, from the compact records of the runs (compact.py) and nothing else.
 
 One function per table; it names rows: label, result, the paper's number, the row to compare with (rows.py does the rest). The
-undamaged judge, from which the toy's base was made, stands in every table as the ceiling.
+undamaged judge, from which the toy's base was made, stands in the tables as the ceiling.
 """
 import functools
 from pathlib import Path
