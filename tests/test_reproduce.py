@@ -132,7 +132,7 @@ def test_verdicts():
 
 
 def test_a_table_row_by_hand(here):
-    """Paired difference over the seeds that both runs have; the commits are those of the row's runs."""
+    """The paired difference belongs to the means that are shown, each over the seeds that it has; the commits are those of the runs."""
     def rows(*right):
         return [{"id": f"x-{i}", "domain": "chat", "rewards": [1, 0], "n": 2, "response_lengths": [1, 1], "samples": [
             {"permutation": [0, 1], "scores": [9, 1] if r else [1, 9], "reason": "ok", "tokens": 5, "prompt_tokens": 9}]} for i, r in enumerate(right)]
@@ -145,7 +145,7 @@ def test_a_table_row_by_hand(here):
     first, second = finish([row("a", a, "60.0"), row("b", b, "70.0", "a")])
     assert (first["accuracy"], first["seeds"], first["commit"]) == (0.5, "50.0", "abc1234")
     assert (second["accuracy"], second["seeds"], second["commit"]) == (0.5, "100.0 0.0", "aaa bbb")
-    assert second["difference_low"] >= 0 and second["difference_high"] == 1.0 and second["chat"] == 0.5
+    assert (second["difference_low"], second["difference_high"], second["chat"]) == (-0.5, 0.5, 0.5)  # items: +0.5 twice, -0.5 twice
 
 
 def test_pairs_of_one_list_are_one_item_that_all_of_them_must_win(here):
