@@ -236,7 +236,7 @@ NAMES = {"vote": "Voting@k", "guided": "guided by the meta RM, k/2 of k", "rando
 def draw_curves(table, flat, path, caption):
     """PNG of accuracy against k (log2 axis, 95 % intervals), with the greedy judges and chance as horizontal lines.
 
-    The accuracy axis is logit: halving the errors is as far near 99 % as near 60 %. Exact 0 and 1 are drawn at its ends.
+    The accuracy axis is logit, so that errors near 0 can be told apart. What is below 1 or above 99.9 % is drawn there.
     """
     import matplotlib
     matplotlib.use("Agg")
