@@ -62,21 +62,25 @@ QUALITIES = ["accuracy", "brevity", "clarity", "detail", "honesty", "logic", "st
 
 
 def blind_judgment(shown, rng):
-    r"""A judgment in the right form that knows nothing: two qualities, a word of each response that the others do not use, and
-    a winner drawn by lot, without a look at `rewards`. The verdict is in the scores only: judgments that also said it in words
-    taught, in so few updates, no agreement of words and scores.
+    r"""A judgment in the right form that knows nothing: a quality and a word of the query as criteria, the first words of each
+    response, each followed by its score, and a winner drawn by lot, without a look at `rewards`.
+
+    A score stands right behind the words it judges: with both scores at the very end the verdict was not learned (results/README.md).
 
     >>> from records import PreferenceExample
     >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}], ["A cheetah.", "Dunno, a dog?"])
     >>> print(blind_judgment(item, random.Random(1)))
+    Specific Criteria: clarity 5, animal 5
+    Analysis: "A cheetah." 3; "Dunno, a dog?" 8
+    Scores: \boxed{3, 8}
     """
-    first, second = rng.sample(QUALITIES, 2)
-    weight, best = rng.randint(5, 9), rng.randrange(len(shown.responses))
-    words = [re.findall(r"[^\W\d_]{3,}", response) for response in shown.responses]
-    quoted = [rng.choice([w for w in own if not any(w in other for other in words if other is not own)] or own or ["nothing"])
-              for own in words]
-    scores = ", ".join(str(rng.randint(*((7, 9) if i == best else (2, 4)))) for i in range(len(words)))
-    return f"Specific Criteria: {first} {weight}, {second} {10 - weight}\nAnalysis: {' vs '.join(quoted)}\nScores: \\boxed{{{scores}}}"
+    asked = re.findall(r"[^\W\d_]{4,}", shown.prompt[-1]["content"].split("\n\n")[0].lower()) or ["answer"]
+    quality, word, weight = rng.choice(QUALITIES), rng.choice(asked), rng.choice([5, 7])
+    best = rng.randrange(len(shown.responses))
+    scores = [8 if i == best else 3 for i in range(len(shown.responses))]
+    quoted = "; ".join(f'"{" ".join(text.split()[:8])}" {score}' for text, score in zip(shown.responses, scores, strict=True))
+    return (f"Specific Criteria: {quality} {weight}, {word} {10 - weight}\nAnalysis: {quoted}\n"
+            f"Scores: \\boxed{{{', '.join(map(str, scores))}}}")
 
 
 def warm_up(model_name, data, output, args):
@@ -135,7 +139,7 @@ def split_by_prompt(data, folder, max_words):
 
 def stages(args, out):
     """[(name, what it makes, command or function)], in order."""
-    judge = f"--template {TEMPLATE} --max_new_tokens 48 --seed {args.seed}"
+    judge = f"--template {TEMPLATE} --max_new_tokens 72 --seed {args.seed}"
     train = f"--data {out}/train.jsonl"
     test, votes = (f"--data {out}/test.jsonl --limit {limit} {judge}" for limit in (args.test_items, args.voting_items))
     return [
@@ -320,14 +324,14 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
     parser.add_argument("--only", nargs="+", help="these stages only")
     parser.add_argument("--max_words", type=int, default=40, help="leave out items with more words in prompt and responses")
-    parser.add_argument("--warmup_items", type=int, default=128, help="blind judgments of the warm-up")
+    parser.add_argument("--warmup_items", type=int, default=192, help="blind judgments of the warm-up")
     parser.add_argument("--warmup_lr", type=float, default=3e-4, help="peak learning rate of the warm-up")
-    parser.add_argument("--rft_items", type=int, default=384, help="training items of RFT")
+    parser.add_argument("--rft_items", type=int, default=440, help="training items of RFT")
     parser.add_argument("--meta_items", type=int, default=120, help="training items of the meta RM, the first of those of RFT")
     parser.add_argument("--test_items", type=int, default=120, help="test items")
     parser.add_argument("--voting_items", type=int, default=100, help="test items that are voted on")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
-    parser.add_argument("--rft", default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 --save_every 25", help="flags of spct_rft.py")
+    parser.add_argument("--rft", default="--epochs 3 --batch_size 8 --micro_batch_size 8 --lr 2e-4 --save_every 25", help="flags of spct_rft.py")
     parser.add_argument("--rl", default="--steps 30 --prompts_per_step 4 --micro_batch_size 16 --lr 2e-5 --beta 0.01 --save_every 5",
                         help="flags of spct_rl.py")
     parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 8 --micro_batch_size 8 --lr 1e-4",
