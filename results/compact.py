@@ -63,7 +63,8 @@ def record(folder):
         found["training"] = {key: [float(f"{row[key]:.5g}") for row in steps] for key in steps[0]}
     rows = read_rows(folder / "samples.jsonl")
     if rows and "samples" in rows[0]:  # RL keeps a few judgments under this name too
-        found |= record_samples(rows) | {"parameters": parameters(read_json(folder / "config.json")["args"].get("model"))}
+        config = next(f for f in (folder / "config.json", folder.parent / "config.json") if f.exists())  # a stage inside has its run's
+        found |= record_samples(rows) | {"parameters": parameters(read_json(config)["args"].get("model"))}
     return found
 
 

@@ -96,6 +96,14 @@ def test_same_runs_same_bytes_and_a_new_run_takes_the_place_of_the_old(here, tmp
     assert compact.load(0, "base/greedy")["commit"] == "def5678"
 
 
+def test_a_stage_inside_a_run_is_recorded_with_it(here):
+    folder = here("cloud", sample_rows(2))  # baselines.py cloud keeps greedy/samples.jsonl in its folder, without a config of its own
+    (folder / "greedy").mkdir()
+    (folder / "greedy" / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in sample_rows(1)))
+    compact.record_finished(0)
+    assert len(compact.load(0, "cloud/greedy")["rows"][0]["samples"]) == 1 and len(compact.load(0, "cloud")["rows"][0]["samples"]) == 2
+
+
 def test_items_are_kept_once_for_all_runs(here, tmp_path):
     here("base/greedy", sample_rows(2))
     here("grm/greedy", sample_rows(2))
