@@ -77,7 +77,7 @@ def fill_readme():
 
 
 def claim_lines(*_):
-    """One line per claim: the paper's two numbers, ours, our paired difference, the verdict of the table's row."""
+    """One line per claim: the paper's two numbers, ours on the seeds that both runs have, our paired difference, the verdict."""
     lines = ["| the paper's claim | paper | here | difference here, points | seeds | verdict |", "|---|---|---|---|---|---|"]
     for claim, table, label in CLAIMS:
         rows = {r["row"]: r for r in read(table)}
@@ -86,10 +86,10 @@ def claim_lines(*_):
             lines.append(f"| {claim} | | not run | | | not tested |")
             continue
         other, value = rows.get(r.get("against"), {}), next(v for v in VALUES if v in r)
-        here = "not run" if "not run" in (r[value], other.get(value)) else " -> ".join(percent(x[value]) for x in (other, r) if x)
+        here = "not run" if "not run" in (r[value], other.get(value)) else f"{percent(r['from'])} -> {percent(r['to'])}"
         ends = f"{100 * float(r['difference_low']):+.1f} to {100 * float(r['difference_high']):+.1f}" if r.get("difference_low") else ""
         paper = " -> ".join(x for x in (other.get("paper"), r["paper"]) if x)
-        lines.append(f"| {claim} | {paper} | {here} | {ends} | {len(r['seeds'].split()) or ''} | {r.get('verdict', 'earlier run, not paired')} |")
+        lines.append(f"| {claim} | {paper} | {here} | {ends} | {len(r['difference_seeds'].split()) or ''} | {r['verdict']} |")
     return lines
 
 
@@ -110,7 +110,9 @@ def table_lines(name, rows):
             cells[1:4] = [f"{numbers[value]:.1f}", f"{numbers['low']:.1f} - {numbers['high']:.1f}", r["seeds"]]
             if "difference_low" in numbers:
                 cells[4] = f"{numbers['difference_low']:+.1f} to {numbers['difference_high']:+.1f}"
-                cells[4] += f" ({r['against']})" if r.get("against") else ""
+                seeds = r["difference_seeds"].split()
+                fewer = len(seeds) < max(len(x["seeds"].split()) for x in rows if x["row"] in (r["row"], r["against"]))
+                cells[4] += f" ({r['against']}{'; seed ' + ', '.join(seeds) if fewer else ''})"
         cells += [r["paper"], *[r[c] for c in judged],
                   *[f"{factor * float(r[c]):,.{decimals}f}" if r[c] else "" for c, (_, factor, decimals) in more.items()]]
         lines.append("| " + " | ".join(cells) + " |")

@@ -1,10 +1,12 @@
 """From the records of runs to the rows of a table: mean, interval, paired difference, verdict.
 
 A result is one number per item and seed. A row's interval is the 95 % bootstrap over items of their means over seeds; its
-difference to another row is paired by item, over the seeds that each has (greedy runs of base and undamaged judge have no seed). The verdict says whether that difference has the sign of the paper's.
+difference to another row is paired by item, over the seeds that both have (base and undamaged judge are the same for every
+seed). The verdict says whether that difference has the sign of the paper's.
 """
 import functools
 import math
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from infer_scale import credit, item_credit
 from meta_rm import roc_auc
 from toy import DOMAINS
 
+UNTRAINED = re.compile(r"(base|undamaged)/.*|(bon|reference)/(base|undamaged)")  # runs of judges that no seed changes
 NO_DIFFERENCE = 0.2  # points: up to here the paper's numbers count as equal (it says so itself of 0.2, App. E.1.1)
 
 
@@ -75,11 +78,11 @@ def single_score(k=None):
 
 @functools.cache
 def over_seeds(seeds, name, value_of, keep=several):
-    """{"values": {seed: {item: value}}, "domain", "label", "commits"} of the runs on record; None if there is none.
+    """{"values": {seed: {item: value}}, "domain", "label", "commits", "untrained"} of the runs on record; None if there is none.
 
     The pairs of one best-of-N item (`of`) are one item: its credit is their product, all must be won.
     """
-    found = {"values": {}, "domain": {}, "label": {}, "commits": set()}
+    found = {"values": {}, "domain": {}, "label": {}, "commits": set(), "untrained": bool(UNTRAINED.fullmatch(name))}
     for seed in seeds:
         record = load(seed, name)
         rows = [r for r in record["rows"] if r["rewards"] and keep(r)] if record else []
@@ -116,13 +119,17 @@ def finish(specs, value="accuracy"):
     for spec in specs:
         result, other = spec["result"], named.get(spec["against"])
         line = {"row": spec["label"], value: "not run", "low": "", "high": "", "seeds": "", "items": ""}
-        ends = None
+        ends, told = None, {"difference_seeds": "", "from": "", "to": ""}
         if result:
             line |= summary(result, value)
             if other and other["result"]:
-                ends = difference(other["result"], result, value)
+                before, after = matched(other["result"], result)
+                ends = difference(before, after, value)
+                seeds = max(before["values"], after["values"], key=len)
+                told = {"difference_seeds": " ".join(map(str, seeds)), "from": summary(before, value)[value],
+                        "to": summary(after, value)[value]}
         line |= {"against": spec["against"] or "", "difference_low": ends[0] if ends else "", "difference_high": ends[1] if ends else "",
-                 "paper": spec["paper"], "verdict": verdict(spec, other, ends)}
+                 **told, "paper": spec["paper"], "verdict": verdict(spec, other, ends)}
         if value == "accuracy":
             line |= {d: by_domain(result, d) for d in DOMAINS}
         rows.append(line | spec["more"] | {"commit": " ".join(sorted(result["commits"])) if result else ""})
@@ -144,8 +151,17 @@ def summary(result, value):
     return {value: mean, "low": low, "high": high, "seeds": " ".join(f"{scale * a:.1f}" for a in each), "items": count}
 
 
+def matched(a, b):
+    """Two results on the seeds that both have, so that no seed's luck stands on one side only. A judge that was never trained is
+    compared with all seeds of the other; so are results without a common seed."""
+    common = [seed for seed in a["values"] if seed in b["values"]]
+    if a["untrained"] or b["untrained"] or not common:
+        return a, b
+    return tuple({**result, "values": {seed: result["values"][seed] for seed in common}} for result in (a, b))
+
+
 def difference(a, b, value):
-    """(low, high) of b - a on the same items: the interval belongs to the two means that the table shows."""
+    """(low, high) of b - a, the two means over seeds, on the same items."""
     if value == "auc":
         ids = [i for i in a["label"] if i in b["label"]]
         (labels, x), (_, y) = (auc_columns(r, r["values"], ids) for r in (a, b))

@@ -263,7 +263,8 @@ def failures(seeds):
     def share(judge, kind):
         """The wrong judgments as items: 1 if they are of this class."""
         found = {seed: {i: float(c == kind) for i, c in r["report"]["items"].items()} for seed, r in reports[judge].items()}
-        return found and {"values": found, "domain": {}, "label": {}, "commits": {r["commit"] for r in reports[judge].values()}}
+        return found and {"values": found, "domain": {}, "label": {}, "untrained": False,
+                          "commits": {r["commit"] for r in reports[judge].values()}}
     specs = []
     for kind in CLASSES:
         text, number, against = paper.get(kind, ("", None, None))

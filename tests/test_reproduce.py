@@ -153,7 +153,13 @@ def test_a_table_row_by_hand(here):
     first, second = finish([row("a", a, "60.0"), row("b", b, "70.0", "a")])
     assert (first["accuracy"], first["seeds"], first["commit"]) == (0.5, "50.0", "abc1234")
     assert (second["accuracy"], second["seeds"], second["commit"]) == (0.5, "100.0 0.0", "aaa bbb")
-    assert (second["difference_low"], second["difference_high"], second["chat"]) == (-0.5, 0.5, 0.5)  # items: +0.5 twice, -0.5 twice
+    assert second["chat"] == 0.5
+    assert (second["difference_low"], second["difference_high"]) == (0.0, 1.0)  # on seed 0, which both have: +1 twice, 0 twice
+    assert (second["difference_seeds"], second["from"], second["to"]) == ("0", 0.5, 1.0)
+    untrained = {**a, "untrained": True}  # a judge that no seed changes: compared with the mean over all seeds of the other
+    second = finish([row("a", untrained, "60.0"), row("b", b, "70.0", "a")])[1]
+    assert (second["difference_low"], second["difference_high"]) == (-0.5, 0.5)  # items: +0.5 twice, -0.5 twice
+    assert (second["difference_seeds"], second["from"], second["to"]) == ("0 1", 0.5, 0.5)
 
 
 def test_pairs_of_one_list_are_one_item_that_all_of_them_must_win(here):
