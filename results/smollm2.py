@@ -13,8 +13,8 @@ commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv an
 
 # Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does not (parse rate of the row
 # "as it is"), so there is nothing to select. The format warm-up below is a cold start before the cold start: SFT on judgments
-# in the right form whose scores are drawn by lot, so that they say nothing about which response is better. It has a row of its
-# own. No general instruction data (the paper's 85 %), a short template of our own, no default system turn, and short items only
+# in the right form, the criterion drawn by lot and the verdict from what the model itself finds likelier, "good" or "bad",
+# without a look at the labels. It has a row of its own. No general instruction data (the paper's 85 %), a short template of our own, no default system turn, and short items only
 # (--max_words): one core of a CPU has to do. The defaults are the run of the table (bf16, one thread):
 
     ACCELERATE_MIXED_PRECISION=bf16 SPCT_THREADS=1 python results/smollm2.py --model ... --data politeness.jsonl
@@ -58,40 +58,66 @@ from spct_rft import learning_rate, sft_loss  # noqa: E402
 TEMPLATE = "results/smollm2_template.txt"
 # ----- the format warm-up: judgments that know nothing -----
 
-QUALITIES = ["accuracy", "brevity", "clarity", "detail", "honesty", "logic", "style", "tone"]
+QUALITIES = ["accuracy", "clarity", "detail", "tone"]
 
 
-def blind_judgment(shown, rng):
-    r"""A judgment in the right form that knows nothing: a quality and a word of the query as criteria, the first words of each
-    response, each followed by its score, and a winner drawn by lot, without a look at `rewards`.
+def head(shown, quality):
+    """A judgment up to its first verdict: a quality and the longest word of the question as criteria, the first response's words."""
+    question = shown.prompt[-1]["content"].split("\n\n")[0].lower()
+    word = max(re.findall(r"[^\W\d_]{4,}", question) or ["answer"], key=len)
+    return f"Specific Criteria: {quality} 7, {word} 3\nAnalysis: The {quality} of {quote(shown.responses[0])} is"
 
-    A score stands right behind the words it judges: with both scores at the very end the verdict was not learned (results/README.md).
+
+def quote(text):
+    return '"' + " ".join(text.split()[:8]) + '"'
+
+
+def judgment(shown, quality, best):
+    r"""The whole judgment, in which response `best` is good and the others are bad.
+
+    A verdict stands right behind the words it judges: with both scores at the very end it was not learned (results/verdict.py).
 
     >>> from records import PreferenceExample
     >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}], ["A cheetah.", "Dunno, a dog?"])
-    >>> print(blind_judgment(item, random.Random(1)))
-    Specific Criteria: clarity 5, animal 5
-    Analysis: "A cheetah." 3; "Dunno, a dog?" 8
-    Scores: \boxed{3, 8}
+    >>> print(judgment(item, "tone", 0))
+    Specific Criteria: tone 7, animal 3
+    Analysis: The tone of "A cheetah." is good 8; of "Dunno, a dog?" is bad 3
+    Scores: \boxed{8, 3}
     """
-    asked = re.findall(r"[^\W\d_]{4,}", shown.prompt[-1]["content"].split("\n\n")[0].lower()) or ["answer"]
-    quality, word, weight = rng.choice(QUALITIES), rng.choice(asked), rng.choice([5, 7])
-    best = rng.randrange(len(shown.responses))
-    scores = [8 if i == best else 3 for i in range(len(shown.responses))]
-    quoted = "; ".join(f'"{" ".join(text.split()[:8])}" {score}' for text, score in zip(shown.responses, scores, strict=True))
-    return (f"Specific Criteria: {quality} {weight}, {word} {10 - weight}\nAnalysis: {quoted}\n"
-            f"Scores: \\boxed{{{', '.join(map(str, scores))}}}")
+    said = ["good 8" if i == best else "bad 3" for i in range(len(shown.responses))]
+    others = "".join(f"; of {quote(text)} is {verdict}" for text, verdict in zip(shown.responses[1:], said[1:], strict=True))
+    return f"{head(shown, quality)} {said[0]}{others}\nScores: \\boxed{{{', '.join(v.split()[1] for v in said)}}}"
+
+
+@torch.no_grad()
+def own_verdict(model, tokenizer, shown, quality, rng):
+    """The index of a response, drawn with the probabilities that the model, as it is, gives " good" against " bad" behind each
+    response when that one is shown first. Nothing here looks at `rewards`."""
+    good, bad = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" good", " bad"))
+    margins = []
+    for i in range(len(shown.responses)):
+        first = shown.permuted([i] + [j for j in range(len(shown.responses)) if j != i])
+        ids = encode_chat(tokenizer, build_prompt(first, TEMPLATE))
+        ids = ids + tokenizer(head(first, quality), add_special_tokens=False)["input_ids"]
+        logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()               # (V,)
+        margins.append(float(logits[good] - logits[bad]))
+    return rng.choices(range(len(margins)), torch.tensor(margins).softmax(0).tolist())[0]
 
 
 def warm_up(model_name, data, output, args):
-    """SFT on blind judgments of the first items of the training split -> output/model (sft_loss and schedule of RFT)."""
+    """SFT on the model's own unchecked judgments of the first training items -> output/model (sft_loss and schedule of RFT)."""
     accelerator = start_accelerator()
     model, tokenizer = sampler.load_model(model_name, accelerator.device, torch.float32)
-    samples = []
+    samples, right = [], []
     for example in load_examples(data, limit=args.warmup_items):
         rng = random.Random(f"{args.seed}/{example.id}")
-        shown = example.permuted(rng.sample(range(len(example.responses)), len(example.responses)))
-        samples.append(encode_chat(tokenizer, build_prompt(shown, TEMPLATE), blind_judgment(shown, rng)))
+        shown, quality = example.permuted(rng.sample(range(len(example.responses)), len(example.responses))), rng.choice(QUALITIES)
+        with accelerator.autocast():
+            best = own_verdict(model, tokenizer, shown, quality, rng)
+        right.append(shown.rewards[best] == max(shown.rewards))  # only reported
+        samples.append(encode_chat(tokenizer, build_prompt(shown, TEMPLATE), judgment(shown, quality, best)))
+    print(f"warm-up: {len(samples)} judgments, {100 * sum(right) / len(right):.1f} % of their verdicts right by the labels", flush=True)
+    log_metrics(output, judgments=len(samples), right=sum(right) / len(right))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.warmup_lr, betas=(0.9, 0.95), weight_decay=0.0)
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()
@@ -323,16 +349,16 @@ def main():
     parser.add_argument("--output", default="runs/smollm2", help="folder of all stages")
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
     parser.add_argument("--only", nargs="+", help="these stages only")
-    parser.add_argument("--max_words", type=int, default=40, help="leave out items with more words in prompt and responses")
-    parser.add_argument("--warmup_items", type=int, default=192, help="blind judgments of the warm-up")
+    parser.add_argument("--max_words", type=int, default=32, help="leave out items with more words in prompt and responses")
+    parser.add_argument("--warmup_items", type=int, default=320, help="judgments of the warm-up")
     parser.add_argument("--warmup_lr", type=float, default=3e-4, help="peak learning rate of the warm-up")
-    parser.add_argument("--rft_items", type=int, default=440, help="training items of RFT")
+    parser.add_argument("--rft_items", type=int, default=320, help="training items of RFT")
     parser.add_argument("--meta_items", type=int, default=120, help="training items of the meta RM, the first of those of RFT")
     parser.add_argument("--test_items", type=int, default=120, help="test items")
     parser.add_argument("--voting_items", type=int, default=100, help="test items that are voted on")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
-    parser.add_argument("--rft", default="--epochs 3 --batch_size 8 --micro_batch_size 8 --lr 2e-4 --save_every 25", help="flags of spct_rft.py")
-    parser.add_argument("--rl", default="--steps 30 --prompts_per_step 4 --micro_batch_size 16 --lr 2e-5 --beta 0.01 --save_every 5",
+    parser.add_argument("--rft", default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 --save_every 25", help="flags of spct_rft.py")
+    parser.add_argument("--rl", default="--steps 30 --prompts_per_step 8 --micro_batch_size 16 --lr 3e-5 --beta 0.01 --save_every 5",
                         help="flags of spct_rl.py")
     parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 8 --micro_batch_size 8 --lr 1e-4",
                         help="flags of meta_rm.py")
