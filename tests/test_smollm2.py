@@ -1,9 +1,11 @@
-"""results/smollm2.py: blind judgments are well formed and know nothing; a prompt lies in one part; README's figures are the table's."""
+"""results/smollm2.py: warm-up judgments are well formed and never look at labels; a prompt lies in one part; README's figures are the table's."""
 import csv
 import random
 import re
 import sys
+from types import SimpleNamespace
 
+import torch
 from conftest import ROOT
 
 from grm import parse_judgment
@@ -19,21 +21,44 @@ def items(count, n=2):
              "rewards": [int(r == i % n) for r in range(n)]} for i in range(count)]
 
 
-def test_blind_judgments_parse_and_are_right_by_chance():
+def test_warm_up_judgments_parse_and_say_what_they_are_told():
     for n in (2, 3):
-        verdicts = []
-        for row in items(600, n):
-            scores, reason = parse_judgment(smollm2.blind_judgment(example_from_dict(row), random.Random(row["id"])), n, "1-10")
-            assert reason == "ok" and scores.count(max(scores)) == 1
-            verdicts.append((scores.index(max(scores)), row["rewards"].index(1)))
-        assert abs(sum(a == b for a, b in verdicts) / len(verdicts) - 1 / n) < 0.07
-        assert abs(sum(a == 0 for a, _ in verdicts) / len(verdicts) - 1 / n) < 0.07
+        for row in items(60, n):
+            for best in range(n):
+                scores, reason = parse_judgment(smollm2.judgment(example_from_dict(row), "tone", best), n, "1-10")
+                assert reason == "ok" and [s == max(scores) for s in scores] == [i == best for i in range(n)]
 
 
-def test_blind_judgment_does_not_look_at_rewards():
-    row = items(1)[0]
-    assert len({smollm2.blind_judgment(example_from_dict({**row, "rewards": rewards}), random.Random(0))
-                for rewards in ([0, 1], [1, 0])}) == 1
+class Words:
+    """A byte tokenizer for which " good" and " bad" are one token each, as they are for SmolLM2."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def __call__(self, text, **options):
+        return {"input_ids": [(" good", " bad").index(text)]} if text in (" good", " bad") else self.inner(text, **options)
+
+
+def test_the_verdict_is_the_models_own_and_not_the_labels(byte_tokenizer):
+    tokenizer = Words(byte_tokenizer("chatml"))
+
+    class FindsBGood:
+        device = "cpu"
+
+        def __call__(self, ids, logits_to_keep):
+            first = re.findall(r"animal \d+ ([ab])", tokenizer.decode(ids[0]))[0]
+            logits = torch.zeros(1, 1, 2)  # " good", " bad"
+            logits[0, 0, 0] = 20.0 if first == "b" else -20.0
+            return SimpleNamespace(logits=logits)
+    for row in items(4):
+        for order in ([0, 1], [1, 0]):
+            for rewards in ([0, 1], [1, 0]):
+                shown = example_from_dict({**row, "rewards": rewards}).permuted(order)
+                best = smollm2.own_verdict(FindsBGood(), tokenizer, shown, "tone", random.Random(0))
+                assert shown.responses[best].endswith("b.")
 
 
 def test_split_keeps_a_prompt_in_one_part_and_drops_long_items(tmp_path):
