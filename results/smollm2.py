@@ -165,7 +165,7 @@ def split_by_prompt(data, folder, max_words):
 
 def stages(args, out):
     """[(name, what it makes, command or function)], in order."""
-    judge = f"--template {TEMPLATE} --max_new_tokens 72 --seed {args.seed}"
+    judge = f"--template {TEMPLATE} --max_new_tokens 88 --seed {args.seed}"
     train = f"--data {out}/train.jsonl"
     test, votes = (f"--data {out}/test.jsonl --limit {limit} {judge}" for limit in (args.test_items, args.voting_items))
     return [
