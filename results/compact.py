@@ -63,7 +63,7 @@ def record(folder):
         found["training"] = {key: [float(f"{row[key]:.5g}") for row in steps] for key in steps[0]}
     rows = read_rows(folder / "samples.jsonl")
     if rows and "samples" in rows[0]:  # RL keeps a few judgments under this name too
-        config = next(f for f in (folder / "config.json", folder.parent / "config.json") if f.exists())  # a stage inside has its run's
+        config = folder / "config.json" if (folder / "config.json").exists() else folder.parent / "config.json"  # a stage inside has its run's
         found |= record_samples(rows) | {"parameters": parameters(read_json(config)["args"].get("model"))}
     return found
 
@@ -95,7 +95,7 @@ def characters(numbers):
 
 def fewer_digits(row):
     """Scalar scores of an item with the fewest decimals that leave its credit at every k as it is."""
-    for digits in (2, 3, 4):
+    for digits in (2, 3, 4) if row["n"] > 1 else (4,):  # single responses are compared with each other, in the ROC-AUC
         short = [s["scores"] and [round(x, digits) for x in s["scores"]] for s in row["samples"]]
         view = {**row, "samples": [{"scores": s} for s in short]}
         if row["n"] == 1 or not row["rewards"] or all(block_credits(view, k) == block_credits(row, k)

@@ -1,4 +1,4 @@
-"""What is made of results/*.csv alone: the figures, and the tables of README.md and results/README.md (no number is typed by hand)."""
+"""What is made of results/*.csv alone: the figures, and the tables of README.md and results/README.md (no number in them is typed by hand)."""
 import csv
 import re
 from pathlib import Path
@@ -51,7 +51,7 @@ CLAIMS = [  # what the paper claims, and the table and row that put it to the te
     ("PairRM is worse", "methods", "PairRM"),
     ("token probabilities help LLM-as-a-Judge", "methods", "LLM-as-a-Judge, TokenProb@8"),
     ("CLoud gains from more critiques", "methods", "CLoud @8"),
-    ("RL helps on single responses (ROC-AUC)", "single_responses", "GRM, greedy"),
+    ("RFT and RL help on single responses (ROC-AUC)", "single_responses", "GRM, greedy"),
     ("a list is judged as well as pairs", "list_or_pairs", "GRM, pairs"),
     ("a reference answer helps", "reference", "GRM, reference shown"),
     ("the GRM's principles help another judge", "principles", "base, the GRM's"),
@@ -86,9 +86,11 @@ def claim_lines(*_):
             lines.append(f"| {claim} | | not run | | | not tested |")
             continue
         other, value = rows.get(r.get("against"), {}), next(v for v in VALUES if v in r)
+        if not r.get("from"):
+            other = {value: "not run"}
         here = "not run" if "not run" in (r[value], other.get(value)) else f"{percent(r['from'])} -> {percent(r['to'])}"
         ends = f"{100 * float(r['difference_low']):+.1f} to {100 * float(r['difference_high']):+.1f}" if r.get("difference_low") else ""
-        paper = " -> ".join(x for x in (other.get("paper"), r["paper"]) if x)
+        paper = r["paper"] if " to " in r["paper"] else " -> ".join(x for x in (other.get("paper"), r["paper"]) if x)
         lines.append(f"| {claim} | {paper} | {here} | {ends} | {len(r['difference_seeds'].split()) or ''} | {r['verdict']} |")
     return lines
 

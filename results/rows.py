@@ -2,7 +2,8 @@
 
 A result is one number per item and seed. A row's interval is the 95 % bootstrap over items of their means over seeds; its
 difference to another row is paired by item, over the seeds that both have (base and undamaged judge are the same for every
-seed). The verdict says whether that difference has the sign of the paper's.
+seed). The verdict says whether that difference has the sign of the paper's, unless it is one of single seeds that is smaller
+than what seeds alone do.
 """
 import functools
 import math
@@ -19,7 +20,8 @@ from meta_rm import roc_auc
 from toy import DOMAINS
 
 UNTRAINED = re.compile(r"(base|undamaged)/.*|(bon|reference)/(base|undamaged)")  # runs of judges that no seed changes
-NO_DIFFERENCE = 0.2  # points: up to here the paper's numbers count as equal (it says so itself of 0.2, App. E.1.1)
+WHERE = {"greedy", "voting", "8", "32", "eval", "tokenprob", "bon", "reference", "principles"}  # parts of a run's name that name no judge
+NO_DIFFERENCE = 0.2  # points, our choice: up to here the paper's numbers count as equal (0.2 and 0.5 in Table 11, which it calls comparable)
 
 
 # ----- results: one number per item and seed -----
@@ -78,11 +80,12 @@ def single_score(k=None):
 
 @functools.cache
 def over_seeds(seeds, name, value_of, keep=several):
-    """{"values": {seed: {item: value}}, "domain", "label", "commits", "untrained"} of the runs on record; None if there is none.
+    """{"values": {seed: {item: value}}, "domain", "label", "commits", "untrained", "judge"} of the runs on record; None if there is none.
 
     The pairs of one best-of-N item (`of`) are one item: its credit is their product, all must be won.
     """
-    found = {"values": {}, "domain": {}, "label": {}, "commits": set(), "untrained": bool(UNTRAINED.fullmatch(name))}
+    found = {"values": {}, "domain": {}, "label": {}, "commits": set(), "untrained": bool(UNTRAINED.fullmatch(name)),
+             "judge": "/".join(part for part in name.split("/") if part not in WHERE)}
     for seed in seeds:
         record = load(seed, name)
         rows = [r for r in record["rows"] if r["rewards"] and keep(r)] if record else []
@@ -119,17 +122,18 @@ def finish(specs, value="accuracy"):
     for spec in specs:
         result, other = spec["result"], named.get(spec["against"])
         line = {"row": spec["label"], value: "not run", "low": "", "high": "", "seeds": "", "items": ""}
-        ends, told = None, {"difference_seeds": "", "from": "", "to": ""}
+        ends, spread, told = None, 0.0, {"difference_seeds": "", "from": "", "to": ""}
         if result:
             line |= summary(result, value)
             if other and other["result"]:
                 before, after = matched(other["result"], result)
                 ends = difference(before, after, value)
+                spread = seed_spread(before, after, other["result"], result, value)
                 seeds = max(before["values"], after["values"], key=len)
                 told = {"difference_seeds": " ".join(map(str, seeds)), "from": summary(before, value)[value],
                         "to": summary(after, value)[value]}
         line |= {"against": spec["against"] or "", "difference_low": ends[0] if ends else "", "difference_high": ends[1] if ends else "",
-                 **told, "paper": spec["paper"], "verdict": verdict(spec, other, ends)}
+                 **told, "paper": spec["paper"], "verdict": verdict(spec, other, ends, told["from"] and told["to"] - told["from"], spread)}
         if value == "accuracy":
             line |= {d: by_domain(result, d) for d in DOMAINS}
         rows.append(line | spec["more"] | {"commit": " ".join(sorted(result["commits"])) if result else ""})
@@ -158,6 +162,15 @@ def matched(a, b):
     if a["untrained"] or b["untrained"] or not common:
         return a, b
     return tuple({**result, "values": {seed: result["values"][seed] for seed in common}} for result in (a, b))
+
+
+def seed_spread(before, after, a, b, value):
+    """Of two judges trained once each and compared on one seed: how far the seeds of either lie apart (largest minus smallest),
+    since the intervals resample items only. 0 for two runs of one judge, for untrained ones, and for more than one seed."""
+    if before["judge"] == after["judge"] or a["untrained"] or b["untrained"] or len(before["values"]) > 1:
+        return 0.0
+    each = [[float(x) for x in summary(result, value)["seeds"].split()] for result in (a, b)]
+    return max(max(x) - min(x) for x in each) / (1 if value == "tokens" else 100)
 
 
 def difference(a, b, value):
@@ -191,8 +204,9 @@ def by_domain(result, domain):
     return evaluation.mean(values) if values else ""
 
 
-def verdict(spec, other, ends):
-    """agrees, differs, no difference seen or not tested; "-" where the paper does not report this difference."""
+def verdict(spec, other, ends, ours=0.0, spread=0.0):
+    """agrees, differs, no difference seen, within the seeds' spread, or not tested; "-" where the paper does not report this
+    difference.  ours: the difference between ends; spread: that of seed_spread."""
     gain = spec["gain"]
     if gain is None and other and spec["number"] is not None and other["number"] is not None:
         gain = spec["number"] - other["number"]
@@ -205,6 +219,8 @@ def verdict(spec, other, ends):
         return "agrees" if low <= 0 <= high else "differs"
     if low <= 0 <= high:
         return "no difference seen"
+    if spread and abs(ours) <= spread:
+        return "within the seeds' spread"
     return "agrees" if (low > 0) == (gain > 0) else "differs"
 
 

@@ -8,14 +8,14 @@ r"""The whole recipe on a small open model and real preferences: SmolLM2-135M-In
 `ch07/04_preference-tuning-with-dpo/instruction-data-with-preference.json` (Apache-2.0): the chosen answer is the polite one.
 
 Stages: split by prompt -> warm-up -> RFT -> RL -> meta RM -> voting, greedy evaluation after each. Every stage is one command
-of ours, printed before it runs; finished ones are skipped, killed ones continue. Writes runs/smollm2/stages.jsonl (command,
+of ours, printed before it runs; finished ones are skipped, killed ones continue (the warm-up, minutes long, starts again). Writes runs/smollm2/stages.jsonl (command,
 commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv and results/smollm2_judgments.md.
 
 # Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does not (parse rate of the row
 # "as it is"), so there is nothing to select. The format warm-up below is a cold start before the cold start: SFT on judgments
-# in the right form, the criterion drawn by lot and the verdict from what the model itself finds likelier, "good" or "bad",
-# without a look at the labels. It has a row of its own. No general instruction data (the paper's 85 %), a short template of our own, no default system turn, and short items only
-# (--max_words): one core of a CPU has to do. The defaults are the run of the table (bf16, one thread):
+# in the right form, the criterion drawn by lot, the verdict drawn with the probabilities that the model itself gives "good"
+# and "bad", without a look at the labels. It has a row of its own. No general instruction data (the paper's 85 %), a short
+# template of our own, no default system turn, and short items only (--max_words): one core of a CPU has to do. The defaults are the run of the table (bf16, one thread):
 
     ACCELERATE_MIXED_PRECISION=bf16 SPCT_THREADS=1 python results/smollm2.py --model ... --data politeness.jsonl
 """
@@ -46,6 +46,7 @@ from runs import (  # noqa: E402
     command_line,
     git_commit,
     log_metrics,
+    read_flags,
     read_rows,
     save_model,
     seed_everything,
@@ -56,7 +57,7 @@ from runs import (  # noqa: E402
 from spct_rft import learning_rate, sft_loss  # noqa: E402
 
 TEMPLATE = "results/smollm2_template.txt"
-# ----- the format warm-up: judgments that know nothing -----
+# ----- the format warm-up: judgments that no label has touched -----
 
 QUALITIES = ["accuracy", "clarity", "detail", "tone"]
 
@@ -91,8 +92,10 @@ def judgment(shown, quality, best):
 
 @torch.no_grad()
 def own_verdict(model, tokenizer, shown, quality, rng):
-    """The index of a response, drawn with the probabilities that the model, as it is, gives " good" against " bad" behind each
-    response when that one is shown first. Nothing here looks at `rewards`."""
+    """The index of the good response, drawn with the model's own odds. Nothing here looks at `rewards`.
+
+    z_i = logit(" good") - logit(" bad") behind response i, shown first. Given that exactly one response is good, and each is by
+    itself with odds exp(z_i), it is i with probability softmax(z)_i."""
     good, bad = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" good", " bad"))
     margins = []
     for i in range(len(shown.responses)):
@@ -159,7 +162,7 @@ def split_by_prompt(data, folder, max_words):
             "id": example.id, "prompt": example.prompt, "responses": example.responses, "rewards": example.rewards,
             "domain": example.domain, "cluster": digest[:16]})
     for name, rows in parts.items():
-        random.Random(f"{name}").shuffle(rows)
+        random.Random(name).shuffle(rows)
         write_rows(folder / f"{name}.jsonl", rows)
 
 
@@ -192,7 +195,7 @@ def stages(args, out):
 def run_stage(name, command, out, processes):
     """One stage in a process of its own (or several, with torchrun); a line of stages.jsonl says what it cost."""
     started = time.time()
-    line = command if isinstance(command, str) else "smollm2.py " + " ".join(sys.argv[1:]) + f" --inside {name}"
+    line = command if isinstance(command, str) else "results/smollm2.py " + " ".join(sys.argv[1:]) + f" --inside {name}"
     words = line.split() if isinstance(command, str) else ["results/smollm2.py", *sys.argv[1:], "--inside", name]
     if processes > 1 and isinstance(command, str):
         line = f"torchrun --nproc_per_node {processes} {line}"
@@ -353,20 +356,23 @@ def main():
     parser.add_argument("--warmup_items", type=int, default=320, help="judgments of the warm-up")
     parser.add_argument("--warmup_lr", type=float, default=3e-4, help="peak learning rate of the warm-up")
     parser.add_argument("--rft_items", type=int, default=320, help="training items of RFT")
-    parser.add_argument("--meta_items", type=int, default=120, help="training items of the meta RM, the first of those of RFT")
+    parser.add_argument("--meta_items", type=int, default=80, help="training items of the meta RM, the first of those of RFT")
     parser.add_argument("--test_items", type=int, default=120, help="test items")
-    parser.add_argument("--voting_items", type=int, default=100, help="test items that are voted on")
+    parser.add_argument("--voting_items", type=int, default=60, help="test items that are voted on")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
     parser.add_argument("--rft", default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 --save_every 25", help="flags of spct_rft.py")
-    parser.add_argument("--rl", default="--steps 30 --prompts_per_step 8 --micro_batch_size 16 --lr 3e-5 --beta 0.01 --save_every 5",
+    parser.add_argument("--rl", default="--steps 25 --prompts_per_step 8 --micro_batch_size 16 --lr 1e-4 --beta 0.01 --save_every 5",
                         help="flags of spct_rl.py")
     parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 8 --micro_batch_size 8 --lr 1e-4",
                         help="flags of meta_rm.py")
     parser.add_argument("--processes", type=int, default=1, help="processes per stage (torchrun; ACCELERATE_USE_CPU=1 on a CPU)")
     parser.add_argument("--inside", help=argparse.SUPPRESS)  # a stage of this file, in its own process
-    args = parser.parse_args()
+    args = read_flags(parser)
     out = Path(args.output)
     out.mkdir(parents=True, exist_ok=True)
+    unknown = set(args.only or ()) - {name for name, _, _ in stages(args, out)}
+    if unknown:
+        raise UserError(f"--only {' '.join(sorted(unknown))}: no such stage; there are {' '.join(name for name, _, _ in stages(args, out))}")
     for name, made, command in stages(args, out):
         if args.inside:
             if name == args.inside:
@@ -374,6 +380,9 @@ def main():
         elif args.only and name not in args.only:
             continue
         elif (out / made).exists():
+            earlier = [s["command"] for s in read_rows(out / "stages.jsonl") if s["stage"] == name][-1:]
+            if earlier and isinstance(command, str) and command not in earlier[0]:
+                raise UserError(f"stage {name} was made with other flags ({earlier[0]}); delete {out / name}, or take another --output")
             print(f"{name}: done before")
         else:
             run_stage(name, command, out, args.processes)

@@ -263,7 +263,7 @@ def failures(seeds):
     def share(judge, kind):
         """The wrong judgments as items: 1 if they are of this class."""
         found = {seed: {i: float(c == kind) for i, c in r["report"]["items"].items()} for seed, r in reports[judge].items()}
-        return found and {"values": found, "domain": {}, "label": {}, "untrained": False,
+        return found and {"values": found, "domain": {}, "label": {}, "untrained": False, "judge": judge,
                           "commits": {r["commit"] for r in reports[judge].values()}}
     specs = []
     for kind in CLASSES:

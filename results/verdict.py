@@ -5,9 +5,10 @@ r"""Which form of judgment lets a small model learn the verdict? Its scores alon
 Three forms; nothing is sampled, and only the tokens of the scores carry a loss:
     single   one response in the prompt, one score                     Scores: \boxed{8}
     end      two responses, both scores at the end                     Scores: \boxed{8, 3}
-    behind   two responses, each score behind the words that it judges, as in results/smollm2.py    Analysis: "..." 8; "..." 3
+    behind   two responses, each score behind the words that it judges: what results/smollm2.py does, there with a word
+             ("is good 8") before the score as well                    Analysis: "..." 8; "..." 3
 
-Measured is the first score, 8 or 3: 50 % and ln 2 = 0.693 nats are chance. A diagnosis beside the recipe: training and validation
+Measured is the first score: 50 % and, once all probability is on 8 and 3, ln 2 = 0.693 nats are chance. A diagnosis beside the recipe: training and validation
 items are those that results/smollm2.py split, validation in both orders. Writes this form's rows of results/verdict.csv.
 """
 import argparse
@@ -27,7 +28,7 @@ import sampler  # noqa: E402
 from data import load_examples  # noqa: E402
 from eval import bootstrap_ci, print_table, write_csv  # noqa: E402
 from grm import build_prompt, encode_chat  # noqa: E402
-from runs import batch_indices, command_line, git_commit, seed_everything, start_accelerator  # noqa: E402
+from runs import batch_indices, command_line, git_commit, read_flags, seed_everything, start_accelerator  # noqa: E402
 from smollm2 import TEMPLATE  # noqa: E402
 from spct_rft import learning_rate  # noqa: E402
 
@@ -90,7 +91,7 @@ def main():
     parser.add_argument("--lr", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="seed")
     parser.add_argument("--output", default="results/verdict.csv", help="table; the rows of other forms in it are kept")
-    args = parser.parse_args()
+    args = read_flags(parser)
     accelerator = start_accelerator()
     seed_everything(args.seed)
     model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32)
@@ -118,7 +119,7 @@ def main():
                 measured = [measure(*score_logits(model, validation[i:i + 16], pad_id, device), low_id, high_id)
                             for i in range(0, len(validation), 16)]
             nats, right = ([x for part in measured for x in part[i]] for i in (0, 1))
-            low, high = bootstrap_ci(right, clusters=[i // 2 for i in range(len(right))])
+            low, high = bootstrap_ci(right, clusters=[e.extra.get("cluster", e.id) for e in held_out for _ in range(2)])
             rows.append({"form": args.form, "updates": step + 1, "train_nats": mean(recent, 0), "train_accuracy": mean(recent, 1),
                          "nats": sum(nats) / len(nats), "accuracy": sum(right) / len(right), "low": low, "high": high,
                          "judgments": len(right), "lr": args.lr, "batch_size": args.batch_size, "seed": args.seed,

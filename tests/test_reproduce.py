@@ -162,6 +162,22 @@ def test_a_table_row_by_hand(here):
     assert (second["difference_seeds"], second["from"], second["to"]) == ("0 1", 0.5, 0.5)
 
 
+def test_one_seed_says_nothing_where_seeds_differ_by_as_much(here):
+    def rows(right):
+        return [{"id": f"x-{i}", "domain": "chat", "rewards": [1, 0], "n": 2, "response_lengths": [1, 1], "samples": [
+            {"permutation": [0, 1], "scores": [9, 1] if i < right else [1, 9], "reason": "ok", "tokens": 5, "prompt_tokens": 9}]} for i in range(100)]
+    here("grm/greedy", rows(90), seed=0)
+    here("grm/greedy", rows(70), seed=1)  # 20 points between two seeds
+    here("grm/voting", rows(99), seed=0)
+    here("small/greedy", rows(75), seed=0)
+    here("tiny/greedy", rows(65), seed=0)
+    for seed in (0, 1):
+        compact.record_finished(seed)
+    grm, voting, small, tiny = (over_seeds((0, 1), name, greedy_credit) for name in ("grm/greedy", "grm/voting", "small/greedy", "tiny/greedy"))
+    lines = finish([row("GRM", grm, "70.0"), row("GRM, voting", voting, "71.0", "GRM"), row("small", small, "60.0", "GRM"), row("tiny", tiny, "50.0", "GRM")])
+    assert [line["verdict"] for line in lines[1:]] == ["agrees", "within the seeds' spread", "agrees"]  # +9 of one judge; -15; -25
+
+
 def test_pairs_of_one_list_are_one_item_that_all_of_them_must_win(here):
     rows = [{"id": f"x#{j}", "of": "x", "domain": "chat", "rewards": [1, 0], "n": 2, "response_lengths": [1, 1], "samples": [
         {"permutation": [0, 1], "scores": scores, "reason": "ok", "tokens": 5, "prompt_tokens": 9}]} for j, scores in enumerate(([9, 1], [5, 5]))]

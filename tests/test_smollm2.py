@@ -5,6 +5,7 @@ import re
 import sys
 from types import SimpleNamespace
 
+import pytest
 import torch
 from conftest import ROOT
 
@@ -89,3 +90,17 @@ def test_figures_of_the_readme_are_cells_of_the_table():
     table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
     figures = re.findall(r"(?<![\w.])[+-]?(\d{1,3}\.\d)(?![\w.])", table)
     assert figures and not [f for f in figures if f not in cells | {c.lstrip("-") for c in cells}]
+
+
+def test_a_stage_is_not_taken_for_one_with_other_flags(monkeypatch, capsys, tmp_path):
+    def refusal(*only):
+        monkeypatch.setattr(sys, "argv", ["smollm2.py", "--model", "toy_base/medium", "--data", "none.jsonl", "--output", str(tmp_path / "out"),
+                                          "--only", *only])
+        with pytest.raises(SystemExit) as stop:
+            smollm2.main()
+        assert stop.value.code == 2
+        return capsys.readouterr().err
+    assert "--only rtf: no such stage; there are split base" in refusal("rtf")
+    (tmp_path / "out" / "rft" / "model").mkdir(parents=True)
+    write_rows(tmp_path / "out" / "stages.jsonl", [{"stage": "rft", "command": "spct_rft.py --epochs 9"}])
+    assert "stage rft was made with other flags (spct_rft.py --epochs 9); delete" in refusal("rft")
