@@ -76,7 +76,7 @@ def quote(text):
 def judgment(shown, quality, best):
     r"""The whole judgment, in which response `best` is good and the others are bad.
 
-    A verdict stands right behind the words it judges: with both scores at the very end it was not learned (results/verdict.py).
+    A verdict stands right behind the words it judges: with both scores at the very end it was not learned (README.md, "A small open model").
 
     >>> from records import PreferenceExample
     >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}], ["A cheetah.", "Dunno, a dog?"])
@@ -334,6 +334,20 @@ def write_judgments(out, path, count=5):
             verdict = "correct" if credit(s["scores"], by_id[i].rewards) == 1 else "wrong" + f" ({s['reason']})" * (s["reason"] != "ok")
             lines += ["", f"{name}: {verdict}", "", "```text", s["text"].strip(), "```"]
     write_text(path, "\n".join(lines) + "\n")
+
+
+def markdown(rows):
+    """Lines of the table in README.md, from the rows of results/smollm2.csv."""
+    def percent(row, key, sign=""):
+        value = float(row.get(key) or "nan")
+        return "" if value != value else f"{100 * value:{sign}.1f}"
+    lines = ["| | items | accuracy, % | 95 % interval | difference, points | both orders, % | parse rate | first shown wins | same verdict in both orders |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for r in rows:
+        ends = f"{percent(r, 'difference_low', '+')} to {percent(r, 'difference_high', '+')} ({r['against']})" if r.get("against") else ""
+        more = [percent(r, key) for key in ("both_orders", "parse_rate", "first_position", "swap_consistency")]
+        lines.append(f"| {r['run']} | {r['items']} | {percent(r, 'accuracy')} | {percent(r, 'low')} - {percent(r, 'high')} | {ends} | {' | '.join(more)} |")
+    return lines
 
 
 def tables(out, train_items):

@@ -82,14 +82,12 @@ def test_word_probe_finds_a_word_that_decides_whatever_the_order_and_scores_unkn
     assert smollm2.word_probe(train, test) == {"p/8": 1.0, "p/9": 1.0, "p/10": 0.5}
 
 
-def test_figures_of_the_readme_are_cells_of_the_table():
+def test_the_readmes_table_is_the_csv():
     section = re.search(r"^## A small open model on real preferences\n(.*?)(?=^## )", (ROOT / "README.md").read_text(encoding="utf-8"),
                         re.M | re.S)[1]
     with open(ROOT / "results" / "smollm2.csv", encoding="utf-8", newline="") as file:
-        cells = {f"{100 * float(v):.1f}" for row in csv.DictReader(file) for v in row.values() if re.fullmatch(r"-?\d+(\.\d+)?", v)}
-    table = "\n".join(line for line in section.splitlines() if line.startswith("|"))
-    figures = re.findall(r"(?<![\w.])[+-]?(\d{1,3}\.\d)(?![\w.])", table)
-    assert figures and not [f for f in figures if f not in cells | {c.lstrip("-") for c in cells}]
+        lines = smollm2.markdown(list(csv.DictReader(file)))
+    assert len(lines) > 8 and [line for line in section.splitlines() if line.startswith("|")] == lines
 
 
 def test_a_stage_is_not_taken_for_one_with_other_flags(monkeypatch, capsys, tmp_path):
