@@ -156,7 +156,7 @@ def draw(folder):
         draw_compute(rows, folder / "compute.png")
     rows = read("rl_training", folder)
     if rows:
-        panels = {"reward/mean": "rule reward (-1..1)", "policy/kl": "KL to the RFT model, nats per token",
+        panels = {"reward/mean": "rule reward (-1..1)", "policy/kl": "KL to the model at step 0, nats per token",
                   "len/mean": "judgment length, tokens", "reward/parse_rate": "parse rate",
                   "reward/frac_zero_std": "share of groups with equal rewards", "policy/entropy": "entropy, nats per token"}
         colours = {"grm": "tab:blue", "general": "tab:orange", "straight": "tab:gray"}
