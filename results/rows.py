@@ -133,7 +133,7 @@ def finish(specs, value="accuracy"):
                 told = {"difference_seeds": " ".join(map(str, seeds)), "from": summary(before, value)[value],
                         "to": summary(after, value)[value]}
         line |= {"against": spec["against"] or "", "difference_low": ends[0] if ends else "", "difference_high": ends[1] if ends else "",
-                 **told, "paper": spec["paper"], "verdict": verdict(spec, other, ends, told["from"] and told["to"] - told["from"], spread)}
+                 **told, "paper": spec["paper"], "verdict": verdict(spec, other, ends, told["to"] - told["from"] if ends else 0.0, spread)}
         if value == "accuracy":
             line |= {d: by_domain(result, d) for d in DOMAINS}
         rows.append(line | spec["more"] | {"commit": " ".join(sorted(result["commits"])) if result else ""})

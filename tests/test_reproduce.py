@@ -83,6 +83,15 @@ def test_no_vote_of_many_samples_changes(here, kind):
                     assert block_credits(kept, k, method, k_meta) == block_credits(before, k, method, k_meta)
 
 
+def test_scalar_scores_of_single_responses_keep_their_order(here):
+    rows = sample_rows(1, kind="scalars", count=200)  # within 0.1: two decimals would tie most of them
+    here("btrm/greedy", rows)
+    compact.record_finished(0)
+    pairs = [(before["samples"][0]["scores"], kept["samples"][0]["scores"]) for before, kept
+             in zip(rows, compact.load(0, "btrm/greedy")["rows"], strict=True) if before["n"] == 1 and before["samples"][0]["scores"]]
+    assert len(pairs) > 20 and all(kept == [round(before[0], 4)] for before, kept in pairs)
+
+
 def test_same_runs_same_bytes_and_a_new_run_takes_the_place_of_the_old(here, tmp_path):
     folder = here("base/greedy", sample_rows(2))
     file = tmp_path / "results" / "runs" / "s0" / "base" / "greedy.json.gz"
