@@ -6,10 +6,13 @@ r"""The whole recipe on a small open model and real preferences: SmolLM2-135M-In
 
 `politeness.jsonl` holds 770 records (records.py) made of rasbt/LLMs-from-scratch, commit 28c65cd,
 `ch07/04_preference-tuning-with-dpo/instruction-data-with-preference.json` (Apache-2.0): the chosen answer is the polite one.
+`pandalm.jsonl` holds 644 records over 111 prompts made of WeOpenML/PandaLM, commit 3871806, `data/testset-v1.json` (Apache-2.0):
+two answers to an instruction, the better one by the majority of three annotators; none of them a tie.
 
 Stages: split by prompt -> warm-up -> RFT -> RL -> meta RM -> voting, greedy evaluation after each. Every stage is one command
 of ours, printed before it runs; finished ones are skipped, killed ones continue (the warm-up, minutes long, starts again). Writes runs/smollm2/stages.jsonl (command,
-commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv and results/smollm2_judgments.md.
+commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv and results/smollm2_judgments.md; with another
+--output, files named after that folder.
 
 # Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does not (parse rate of the row
 # "as it is"), so there is nothing to select. The format warm-up below is a cold start before the cold start: SFT on judgments
@@ -213,6 +216,9 @@ def run_stage(name, command, out, processes):
 
 # ----- tables -----
 
+SOURCES = {"politeness": "`politeness` (rasbt/LLMs-from-scratch, commit 28c65cd, Apache-2.0)",
+           "pandalm": "`pandalm` (WeOpenML/PandaLM, commit 3871806, Apache-2.0)"}
+
 GREEDY = {"as it is": "eval_base", "after the format warm-up": "eval_warmup", "GRM-RFT": "eval_rft", "GRM (RL)": "eval_rl"}
 
 
@@ -309,13 +315,13 @@ def words_of_principles(rows):
     return counts, about / max(1, total)
 
 
-def write_judgments(out, path, count=5):
+def write_judgments(out, path, data, count=5):
     """Judgments before and after, verbatim, of the first test items; and what the principles are made of."""
     by_id = {e.id: e for e in load_examples(str(out / "test.jsonl"))}
     runs = {name: read_rows(out / folder / "samples.jsonl") for name, folder in GREEDY.items()}
     runs = {name: {r["id"]: r for r in rows} for name, rows in runs.items() if rows}
     lines = ["# Judgments of SmolLM2-135M before and after, verbatim", "",
-             f"Greedy, the first {count} test items of `politeness` (rasbt/LLMs-from-scratch, commit 28c65cd, Apache-2.0), one response "
+             f"Greedy, the first {count} test items of {SOURCES.get(Path(data).stem, data)}, one response "
              "order each; made by `results/smollm2.py`. The responses stand in the order that the judge saw.", "",
              "## What the principles are made of", "", "Over all greedy judgments of the test items: first words of the criteria, and the "
              "share of judgments whose criteria name a word of the query.", "",
@@ -350,11 +356,11 @@ def markdown(rows):
     return lines
 
 
-def tables(out, train_items):
+def tables(out, data, train_items):
     rows, commit = result_rows(out, train_items), " ".join(dict.fromkeys(s["commit"] for s in read_rows(out / "stages.jsonl")))
-    write_csv(ROOT / "results" / "smollm2.csv", [{**r, "commit": commit} for r in rows])
-    write_csv(ROOT / "results" / "smollm2_costs.csv", cost_rows(out))
-    write_judgments(out, ROOT / "results" / "smollm2_judgments.md")
+    write_csv(ROOT / "results" / f"{out.name}.csv", [{**r, "commit": commit} for r in rows])
+    write_csv(ROOT / "results" / f"{out.name}_costs.csv", cost_rows(out))
+    write_judgments(out, ROOT / "results" / f"{out.name}_judgments.md", data)
     print_table(rows, ["run", "items", "accuracy", "low", "high", "both_orders", "parse_rate", "first_position", "swap_consistency"])
 
 
@@ -402,7 +408,7 @@ def main():
             run_stage(name, command, out, args.processes)
             (out / made).touch()
     if not args.inside and any((out / folder / "samples.jsonl").exists() for folder in GREEDY.values()):
-        tables(out, args.rft_items)
+        tables(out, args.data, args.rft_items)
 
 
 if __name__ == "__main__":
