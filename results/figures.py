@@ -12,7 +12,16 @@ MORE = {  # columns of their own of some tables: heading, factor, decimals
     "compute": {"mflops": ("million FLOPs an item", 1, 0)},
     "failures": {"count": ("judgments", 1, 0), "share_base": ("base, %", 100, 1), "share_rft": ("GRM-RFT, %", 100, 1),
                  "share_undamaged": ("undamaged, %", 100, 1)},
-    **{name: {d: (d, 100, 1) for d in DOMAINS} for name in ("methods", "kl")},  # the CSV files of all others have the domains too
+    "methods": {**{d: (d, 100, 1) for d in DOMAINS}, "updates": ("updates in training", None, 0)},  # None: a text
+    "kl": {d: (d, 100, 1) for d in DOMAINS},  # the CSV files of all others have the domains too
+}
+PLAIN = {  # tables that compare no rows: all their columns
+    "calibration": {"judge": ("judgments of", None, 0), "domain": ("domain", None, 0), "seeds": ("seeds", 1, 0), "judgments": ("judgments", 1, 0),
+                    "correct": ("correct, %", 100, 1), "predicted": ("predicted, %", 100, 1), "error": ("calibration error, points", 100, 1),
+                    "auc": ("ROC-AUC, %", 100, 1)},
+    "meta_rm_tries": {"run": ("meta RM", None, 0), "updates": ("updates", 1, 0), "auc_grm": ("ROC-AUC, the GRM's judgments, %", 100, 1),
+                      "auc_rft": ("RFT trajectories, %", 100, 1), "vote@8": ("Voting@8, %", 100, 1), "guided@8": ("guided @8, %", 100, 1),
+                      "difference_low": ("difference, low", 100, 1), "difference_high": ("high", 100, 1)},
 }
 
 
@@ -99,7 +108,14 @@ def percent(value):
     return f"{100 * float(value):.1f}"
 
 
+def cells_of(r, columns):
+    return [r[c] if factor is None else f"{factor * float(r[c]):,.{decimals}f}" if r[c] else "" for c, (_, factor, decimals) in columns.items()]
+
+
 def table_lines(name, rows):
+    if name in PLAIN:
+        heads = [h for h, _, _ in PLAIN[name].values()]
+        return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"] + ["| " + " | ".join(cells_of(r, PLAIN[name])) + " |" for r in rows]
     value = next(v for v in VALUES if v in rows[0])
     scale, unit = (1, "tokens") if value == "tokens" else (100, "points")
     judged, more = ["verdict"] if "verdict" in rows[0] else [], MORE.get(name, {})
@@ -115,8 +131,7 @@ def table_lines(name, rows):
                 seeds = r["difference_seeds"].split()
                 fewer = len(seeds) < max(len(x["seeds"].split()) for x in rows if x["row"] in (r["row"], r["against"]))
                 cells[4] += f" ({r['against']}{'; seed ' + ', '.join(seeds) if fewer else ''})"
-        cells += [r["paper"], *[r[c] for c in judged],
-                  *[f"{factor * float(r[c]):,.{decimals}f}" if r[c] else "" for c, (_, factor, decimals) in more.items()]]
+        cells += [r["paper"], *[r[c] for c in judged], *cells_of(r, more)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -137,7 +152,7 @@ def domain_lines(_, rows):
 # ----- figures -----
 
 def draw(folder):
-    """results/scaling.png, compute.png and rl_training.png from the CSV files beside them alone."""
+    """results/scaling.png, k_meta.png, compute.png and rl_training.png from the CSV files beside them alone."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -151,6 +166,9 @@ def draw(folder):
         command, commits = caption(rows)
         evaluation.draw_curves(points, flat, folder / "scaling.png", f"{command}  |  commit {commits}\ntoy world, {rows[1]['items']} "
                                f"test items, seeds of the curves: {len(rows[1]['seeds'].split())}, 95 % intervals over items")
+    rows = read("k_meta", folder)
+    if rows:
+        draw_k_meta(rows, folder / "k_meta.png")
     rows = read("compute", folder)
     if rows:
         draw_compute(rows, folder / "compute.png")
@@ -177,6 +195,30 @@ def draw(folder):
         figure.tight_layout(rect=(0, 0.03, 1, 1))
         figure.savefig(folder / "rl_training.png", dpi=130)
         plt.close(figure)
+
+
+def draw_k_meta(rows, path):
+    """Accuracy against the number of judgments that vote: the best by meta logit, and as many at random."""
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(figsize=(6.5, 4.2))
+    kept = [r for r in rows if r["row"].startswith("k_meta")]
+    x, y = [int(r["row"].split()[1]) for r in kept], [100 * float(r["accuracy"]) for r in kept]
+    spread = [[a - 100 * float(r["low"]) for a, r in zip(y, kept, strict=True)], [100 * float(r["high"]) - a for a, r in zip(y, kept, strict=True)]]
+    axes.errorbar(x, y, spread, fmt="o-", ms=4, lw=1.2, capsize=2, color="tab:blue", label="guided: the k_meta best of 32 by meta logit")
+    axes.plot(x, [100 * float(r["random"]) for r in kept], "s--", ms=4, lw=1, color="0.5", label="control: k_meta of 32 at random")
+    axes.axhline(100 * float(rows[0]["accuracy"]), lw=1, ls=(0, (4, 3)), color="tab:green", label="Voting@32, all judgments")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(x, [str(a) for a in x])
+    axes.set_xlabel("k_meta, judgments that vote")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    command, commits = caption(rows)
+    figure.text(0.01, 0.01, f"{command}  |  commit {commits}\ntoy world, GRM, {rows[0]['items']} test items, seeds: {len(rows[0]['seeds'].split())}, "
+                "95 % intervals over items", fontsize=6.5, color="0.35")
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
 
 
 def draw_compute(rows, path):

@@ -21,7 +21,7 @@ os.chdir(HERE)
 from compact import record_finished, seeds_on_record  # noqa: E402
 from figures import draw, fill_readme  # noqa: E402
 from runs import command_line, git_commit  # noqa: E402
-from tables import TRIES, make_tables  # noqa: E402
+from tables import GUIDES, TRIES, make_tables  # noqa: E402
 
 BASE, UNDAMAGED = "toy_base/medium", "toy_base/medium-undamaged"
 R = "runs/results"
@@ -68,16 +68,21 @@ def plan(seed):
         ("cloud: train", f"baselines.py cloud --output {s}/cloud --seed {seed}"),
         *[(f"tries: {name}", f"{learn} --output {s}/tries/{name} {flags.format(grm=grm)}")
           for name, (flags, _) in TRIES.items()],
+        # two of the tries as guides of eight judgments, each in a run of its own
+        *[(f"tries: {name} guides", f"infer_scale.py --model {grm} --output {s}/tries/{name}/voting --k 8 --seed {seed} "
+                                    f"--meta_rm {s}/tries/{name}/model") for name in GUIDES],
         # Table 4: what RFT is without one of its parts, and the whole recipe without principles
         *[line for name, flags in (("no-hinted", "--no_hinted"), ("no-non-hinted", "--no_non_hinted"),
                                    ("no-general", "--general_fraction 0"))
-          for line in (rft(f"ablations/{name}", flags), greedy(f"ablations/{name}", f"{s}/ablations/{name}/rft/model"))],
+          for line in (rft(f"ablations/{name}", flags), greedy(f"ablations/{name}", f"{s}/ablations/{name}/rft/model"),
+                       voting(f"ablations/{name}", f"{s}/ablations/{name}/rft/model", 8))],
+        voting("general/after_rft", f"{s}/general/rft/model", 8), voting("general", f"{s}/general/rl/model", 8),
         rft("ablations/no-principles", "--no_principles"),
         rl("ablations/no-principles", f"{s}/ablations/no-principles/rft/model", "--no_principles"),
         greedy("ablations/no-principles", f"{s}/ablations/no-principles/rl/model", "--no_principles"),
         voting("ablations/no-principles", f"{s}/ablations/no-principles/rl/model", 8, "--no_principles"),
         # App. C.1: the KL coefficient (the GRM itself has 0.02)
-        *[line for beta in ("0", "0.08", "0.3")
+        *[line for beta in ("0", "0.01", "0.08", "0.3")
           for line in (rl(f"kl/{beta}", f"{s}/grm/rft/model", f"--beta {beta}"),
                        greedy(f"kl/{beta}", f"{s}/kl/{beta}/rl/model"))],
         rft("heldout", "--exclude_domain safety"), rl("heldout", f"{s}/heldout/rft/model", "--exclude_domain safety"),

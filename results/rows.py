@@ -116,8 +116,9 @@ def row(label, result, paper="", against=None, number=None, gain=None, **more):
     return {"label": label, "result": result, "paper": paper, "against": against, "number": number, "gain": gain, "more": more}
 
 
-def finish(specs, value="accuracy"):
-    """Rows of a table.  value: accuracy (fractions), auc (ROC-AUC of single responses), share (fractions), tokens."""
+def finish(specs, value="accuracy", domain_differences=False):
+    """Rows of a table.  value: accuracy (fractions), auc (ROC-AUC of single responses), share (fractions), tokens.
+    domain_differences: the paired interval of every domain too, as columns DOMAIN_low and DOMAIN_high."""
     named, rows = {s["label"]: s for s in specs}, []
     for spec in specs:
         result, other = spec["result"], named.get(spec["against"])
@@ -136,6 +137,9 @@ def finish(specs, value="accuracy"):
                  **told, "paper": spec["paper"], "verdict": verdict(spec, other, ends, told["to"] - told["from"] if ends else 0.0, spread)}
         if value == "accuracy":
             line |= {d: by_domain(result, d) for d in DOMAINS}
+        for d in DOMAINS if domain_differences else ():
+            parts = ends and [only_domain(r, d, result["domain"]) for r in (before, after)]
+            line |= dict(zip((f"{d}_low", f"{d}_high"), difference(*parts, value) if parts else ("", ""), strict=True))
         rows.append(line | spec["more"] | {"commit": " ".join(sorted(result["commits"])) if result else ""})
     return rows
 
@@ -195,6 +199,10 @@ def auc_columns(result, seeds, ids=None):
     ids = ids or list(result["label"])
     return (np.array([result["label"][i] for i in ids]),
             np.array([[x for s in seeds for x in result["values"][s][i]] for i in ids], dtype=float))
+
+
+def only_domain(result, domain, domain_of):
+    return {**result, "values": {seed: {i: v for i, v in values.items() if domain_of.get(i) == domain} for seed, values in result["values"].items()}}
 
 
 def by_domain(result, domain):

@@ -11,7 +11,7 @@ from compact import load
 from failures import CLASSES
 from grm import is_correct
 from infer_scale import item_credit, powers_of_two
-from meta_rm import roc_auc
+from meta_rm import reliability, roc_auc
 from principles import SETTINGS
 from rows import (
     among,
@@ -40,6 +40,8 @@ TRIES = {  # name: (flags, what is different); the meta RM of the tables was fou
     "epochs-4": ("--batch_size 64 --lr 1e-3 --epochs 4", "four epochs"),
     "grm-6000": ("--limit 6000 --epochs 2 --model {grm}", "6,000 items, two epochs of 16, starts from the GRM"),
 }
+GUIDES = ("first", "grm-6000")  # those of them that also guided votes
+GUIDED = {"base/32/voting": "base", "grm/after_rft/32/voting": "GRM-RFT", "grm/voting": "GRM"}  # judgments with meta logits
 JUDGES = {"base": "base", "grm/after_rft": "GRM-RFT", "grm": "GRM"}  # folder of the greedy run: name in the tables
 
 
@@ -103,7 +105,7 @@ def k_meta(seeds):
 def guided_judges(seeds):
     """Not in the paper, whose meta RM guides one judge: the same meta RM for judges that are right less often."""
     specs = []
-    for folder, judge in (("base/32/voting", "base"), ("grm/after_rft/32/voting", "GRM-RFT"), ("grm/voting", "GRM")):
+    for folder, judge in GUIDED.items():
         guided = all(r and "meta_logits" in r["rows"][0] for r in (load(s, folder) for s in seeds) if r)
         for k in (8, 32):
             vote, guide, control = (guided and over_seeds(seeds, folder, voting_credit(k, m)) for m in ("vote", "guided", "random"))
@@ -113,19 +115,26 @@ def guided_judges(seeds):
 
 
 def methods(seeds):
-    """Table 2: what the GRM is compared with."""
+    """Tables 2 and 3: what the GRM is compared with. updates: optimizer steps of the stages, one after the other, first seed."""
     get = functools.partial(over_seeds, seeds)
+
+    def updates(*stages):
+        found = [load(min(seeds, default=0), stage) for stage in stages]
+        return " + ".join(str(r["updates"]) for r in found) if all(r and "updates" in r for r in found) else ""
     specs = [
-        row("LLM-as-a-Judge, greedy", get("judge/eval", greedy_credit), "67.8", "GRM, greedy"),
-        row("Bradley-Terry (BTRM)", get("btrm", greedy_credit), "68.6", "GRM, greedy"),
-        row("CLoud, greedy", get("cloud/greedy", greedy_credit), "68.7", "GRM, greedy"),
-        row("PairRM", get("pairrm", greedy_credit), "69.0", "GRM, greedy"),
-        row("GRM-RFT, greedy", get("grm/after_rft/greedy", greedy_credit), "68.8", "GRM, greedy"),
-        row("GRM, greedy", get("grm/greedy", greedy_credit), "69.9"),
+        row("LLM-as-a-Judge, greedy", get("judge/eval", greedy_credit), "67.8", "GRM, greedy", updates=updates("judge/rft", "judge/rl")),
+        row("Bradley-Terry (BTRM)", get("btrm", greedy_credit), "68.6", "GRM, greedy", updates=updates("btrm")),
+        row("CLoud, greedy", get("cloud/greedy", greedy_credit), "68.7", "GRM, greedy", updates=updates("cloud/critic", "cloud")),
+        row("PairRM", get("pairrm", greedy_credit), "69.0", "GRM, greedy", updates=updates("pairrm")),
+        row("GRM-RFT, greedy", get("grm/after_rft/greedy", greedy_credit), "68.8", "GRM, greedy", updates=updates("grm/rft")),
+        row("GRM, greedy", get("grm/greedy", greedy_credit), "69.9", updates=updates("grm/rft", "grm/rl")),
+        row("LLM-as-a-Judge, Voting@1", get("judge/voting", voting_credit(1)), "67.0", "LLM-as-a-Judge, greedy"),
         row("LLM-as-a-Judge, Voting@8", get("judge/voting", voting_credit(8)), "67.6", "GRM, Voting@8"),
         row("LLM-as-a-Judge, TokenProb@8", get("judge/tokenprob", voting_credit(8)), "68.1", "LLM-as-a-Judge, Voting@8"),
         row("CLoud @1", get("cloud", voting_credit(1)), "68.5"),
         row("CLoud @8", get("cloud", voting_credit(8)), "68.8", "CLoud @1"),
+        row("GRM-RFT, Voting@1", get("grm/after_rft/voting", voting_credit(1)), "67.8", "GRM-RFT, greedy"),
+        row("GRM-RFT, Voting@8", get("grm/after_rft/voting", voting_credit(8)), "69.3", "GRM-RFT, Voting@1"),
         row("GRM, Voting@8", get("grm/8/voting", voting_credit(8)), "70.6", "GRM, greedy"),
         row("GRM, Voting@32", get("grm/voting", voting_credit(32)), "71.0", "GRM, Voting@8"),
         row("GRM, guided @32", get("grm/voting", voting_credit(32, "guided")), "72.8", "GRM, Voting@32"),
@@ -139,6 +148,9 @@ def ablations(seeds):
 
     def part(name):
         return get(f"ablations/{name}/greedy", greedy_credit)
+
+    def voted(name):
+        return get(f"{name}/voting", voting_credit(8))
     specs = [
         row("GRM-RFT", get("grm/after_rft/greedy", greedy_credit), "68.8"),
         row("RFT without hinted sampling (1)", part("no-hinted"), "68.0", "GRM-RFT"),
@@ -148,18 +160,24 @@ def ablations(seeds):
         row("GRM", get("grm/greedy", greedy_credit), "69.9"),
         row("GRM without rejective sampling", get("general/greedy", greedy_credit), "68.7", "GRM"),
         row("GRM without principles", part("no-principles"), "67.5", "GRM"),
-        row("GRM, Voting@8", get("grm/8/voting", voting_credit(8)), "70.6"),
-        row("GRM without principles, Voting@8", get("ablations/no-principles/voting", voting_credit(8)), "68.0", "GRM, Voting@8"),
-        ceiling(seeds)]
+        row("GRM-RFT, Voting@8", voted("grm/after_rft"), "69.3"),
+        row("RFT without hinted sampling (1), Voting@8", voted("ablations/no-hinted"), "", "GRM-RFT, Voting@8"),
+        row("RFT without non-hinted sampling (2), Voting@8", voted("ablations/no-non-hinted"), "", "GRM-RFT, Voting@8"),
+        row("RFT without rejective sampling (1 and 2), Voting@8", voted("general/after_rft"), "", "GRM-RFT, Voting@8"),
+        row("RFT without general data, Voting@8", voted("ablations/no-general"), "", "GRM-RFT, Voting@8"),
+        row("GRM, Voting@8", voted("grm/8"), "70.6"),
+        row("GRM without rejective sampling, Voting@8", voted("general"), "", "GRM, Voting@8"),
+        row("GRM without principles, Voting@8", voted("ablations/no-principles"), "68.0", "GRM, Voting@8"),
+        ceiling(seeds), row("undamaged judge, Voting@8", voted("undamaged"))]
     write("ablations", finish(specs))
 
 
 def kl(seeds):
     """App. C.1: the KL coefficient, and whether one domain falls behind the others. The paper reports a tendency, no numbers."""
-    names = {"0": "kl/0/greedy", "0.02": "grm/greedy", "0.08": "kl/0.08/greedy", "0.3": "kl/0.3/greedy"}
+    names = {"0": "kl/0/greedy", "0.01": "kl/0.01/greedy", "0.02": "grm/greedy", "0.08": "kl/0.08/greedy", "0.3": "kl/0.3/greedy"}
     specs = [row(f"beta {beta}", over_seeds(seeds, name, greedy_credit), "collapse on some subsets" if beta == "0" else "",
                  None if beta == "0.02" else "beta 0.02", gain=-1 if beta == "0" else None) for beta, name in names.items()]
-    write("kl", finish([*specs, ceiling(seeds)]))
+    write("kl", finish([*specs, ceiling(seeds)], domain_differences=True))
 
 
 def heldout_safety(seeds):
@@ -224,7 +242,7 @@ def reference(seeds):
              row("base, reference shown", get("reference/base/greedy", greedy_credit), "", "base"),
              row("GRM", get("grm/greedy", greedy_credit), "59.8"),
              row("GRM, Voting@32", get("grm/voting", voting_credit(32)), "60.4", "GRM"),
-             row("GRM, guided @32, k_meta 8", get("grm/voting", voting_credit(32, "guided", 8)), "64.7", "GRM"),
+             row("GRM, guided @32, k_meta 8", get("grm/voting", voting_credit(32, "guided", 8)), "64.7", "GRM, Voting@32"),
              row("GRM, reference shown", get("reference/grm/greedy", greedy_credit), "91.6", "GRM"),
              row("undamaged judge", get("undamaged/greedy", greedy_credit)),
              row("undamaged judge, reference shown", get("reference/undamaged/greedy", greedy_credit), "", "undamaged judge")]
@@ -348,16 +366,48 @@ def guidance(seeds):
     write("guidance", rows)
 
 
+def calibration(seeds):
+    """The meta RM's probabilities on the judgments of the test items, by the judge that wrote them and by domain: means over seeds.
+    error: mean distance of predicted and true share of correct judgments over five bins of equal width, weighted by their counts."""
+    rows = []
+    for folder, judge in GUIDED.items():
+        measured = {}
+        for seed in seeds:
+            record = load(seed, folder)
+            if not record or "meta_logits" not in record["rows"][0]:
+                continue
+            graded = evaluation.graded(record["rows"])
+            for domain, part in ({"all": graded} | evaluation.by_domain(graded)).items():
+                pairs = [(z, is_correct(s["scores"], r["rewards"])) for r in part for s, z in zip(r["samples"], r["meta_logits"], strict=True)
+                         if s["scores"]]
+                logits, labels = zip(*pairs, strict=True)
+                bins = reliability(list(logits), list(labels))
+                measured.setdefault(domain, []).append({
+                    "judgments": len(pairs), "correct": evaluation.mean(labels), "auc": roc_auc(logits, labels),
+                    "predicted": sum(b["count"] * b["predicted"] for b in bins) / len(pairs),
+                    "error": sum(b["count"] * abs(b["predicted"] - b["correct"]) for b in bins) / len(pairs), "commit": record["commit"]})
+        for domain, found in measured.items():
+            rows.append({"judge": judge, "domain": domain, "seeds": len(found),
+                         **{key: evaluation.mean(f[key] for f in found) for key in ("judgments", "correct", "predicted", "error", "auc")},
+                         "commit": " ".join(sorted({f["commit"] for f in found}))})
+    write("calibration", rows)
+
+
 def meta_rm_tries(seeds):
-    """The meta RMs that were tried, on the first seed."""
+    """The meta RMs that were tried, on the first seed: held-out ROC-AUC by source, and what their guidance did to eight votes."""
     rows = []
     for name, what in [*((f"tries/{name}", what) for name, (_, what) in TRIES.items()),
                        ("grm/meta_rm", "6,000 items, two epochs of 16: the meta RM of the tables")]:
         record = load(min(seeds, default=0), name)
         if record:
             held = record["report"]["held_out"]
+            voted = load(min(seeds), "grm/voting" if name == "grm/meta_rm" else f"{name}/voting")
+            graded = evaluation.graded(voted["rows"]) if voted else []
+            vote, guided = ([item_credit(r, 8, m) for r in graded] for m in ("vote", "guided"))
+            ends = evaluation.paired_ci(vote, guided) if graded else ("", "")
             rows.append({"run": what, "updates": record["updates"], **{f"auc_{source}": held[source]["auc"] for source in ("grm", "rft")},
-                         "seed": min(seeds), "commit": record["commit"]})
+                         "vote@8": evaluation.mean(vote) if graded else "", "guided@8": evaluation.mean(guided) if graded else "",
+                         "difference_low": ends[0], "difference_high": ends[1], "seed": min(seeds), "commit": record["commit"]})
     write("meta_rm_tries", rows)
 
 
@@ -405,7 +455,7 @@ def rl_training(seeds):
 
 
 TABLES = [training, scaling, k_meta, guided_judges, methods, ablations, kl, heldout_safety, lengths, single_responses, list_or_pairs, reference,
-          principles, failures, compute, guidance, meta_rm_tries, meta_rm, domains, rl_training]
+          principles, failures, compute, guidance, calibration, meta_rm_tries, meta_rm, domains, rl_training]
 
 
 def make_tables(seeds, names=None):

@@ -246,9 +246,9 @@ def test_every_table_and_figure_is_made_from_the_records_of_the_plan_alone(here,
         assert "not run" not in (tmp_path / "results" / f"{name}.csv").read_text(), name
         assert figures.read(name)[0]["commit"] == "abc1234"
     figures.draw(tmp_path / "results")
-    assert {path.stem for path in (tmp_path / "results").glob("*.png")} == {"scaling", "compute", "rl_training"}
+    assert {path.stem for path in (tmp_path / "results").glob("*.png")} == {"scaling", "k_meta", "compute", "rl_training"}
     blocks = "".join(f"<!-- table {name} --><!-- end -->\n" for name in sorted(made) if name not in (
-        "guidance", "meta_rm", "meta_rm_tries", "rl_training", "domains")) + "<!-- domains --><!-- end -->\n"
+        "guidance", "meta_rm", "rl_training", "domains")) + "<!-- domains --><!-- end -->\n"
     (tmp_path / "README.md").write_text("<!-- claims --><!-- end -->\n")
     (tmp_path / "results" / "README.md").write_text(blocks)
     figures.fill_readme()
