@@ -66,10 +66,10 @@ def plan(seed):
         ("judge: train", f"baselines.py judge --output {s}/judge --seed {seed}"),
         ("judge: tokenprob", f"baselines.py tokenprob --samples {s}/judge/voting --output {s}/judge/tokenprob --seed {seed}"),
         ("cloud: train", f"baselines.py cloud --output {s}/cloud --seed {seed}"),
-        *[(f"tries: {name}", f"{learn} --output {s}/tries/{name} {flags.format(grm=grm)}")
+        *[(f"{'guides' if name in GUIDES else 'tries'}: {name}", f"{learn} --output {s}/tries/{name} {flags.format(grm=grm)}")
           for name, (flags, _) in TRIES.items()],
         # two of the tries as guides of eight judgments, each in a run of its own
-        *[(f"tries: {name} guides", f"infer_scale.py --model {grm} --output {s}/tries/{name}/voting --k 8 --seed {seed} "
+        *[(f"guides: voting with {name}", f"infer_scale.py --model {grm} --output {s}/tries/{name}/voting --k 8 --seed {seed} "
                                     f"--meta_rm {s}/tries/{name}/model") for name in GUIDES],
         # Table 4: what RFT is without one of its parts, and the whole recipe without principles
         *[line for name, flags in (("no-hinted", "--no_hinted"), ("no-non-hinted", "--no_non_hinted"),
