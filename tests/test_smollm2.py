@@ -1,5 +1,6 @@
 """results/smollm2.py: warm-up judgments are well formed and never look at labels; a prompt lies in one part; README's figures are the table's."""
 import csv
+import json
 import random
 import re
 import sys
@@ -70,6 +71,20 @@ def test_split_keeps_a_prompt_in_one_part_and_drops_long_items(tmp_path):
     prompts = [{r["prompt"][0]["content"] for r in part} for part in parts.values()]
     assert sum(map(len, prompts)) == len(set.union(*prompts)) == 60 and all(prompts)
     assert sorted(r["id"] for part in parts.values() for r in part) == sorted(r["id"] for r in rows[:-1])
+
+
+def test_source_files_become_records(tmp_path):
+    pairs = [{"instruction": f"Say {i}.", "input": "Kindly." * (i % 2), "output": "", "chosen": "Good.", "rejected": "Bad."} for i in range(20)]
+    votes = {"idx": 7, "motivation_app": "Wikipedia", "instruction": "Ask.", "input": float("nan"), "response1": "one", "response2": "two"}
+    voted = [{**votes, "annotator1": a, "annotator2": b, "annotator3": c} for a, b, c in ((2, 2, 1), (1, 1, 0), (1, 2, 0), (0, 0, 0))]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    (tmp_path / "testset-v1.json").write_text(json.dumps(voted), encoding="utf-8")
+    polite = list(smollm2.read_source(tmp_path / "pairs.json"))
+    assert {tuple(zip(e.responses, e.rewards, strict=True)) for e in polite} == {(("Good.", 1), ("Bad.", 0)), (("Bad.", 0), ("Good.", 1))}
+    assert [e.prompt[-1]["content"] for e in polite[:2]] == ["Say 0.", "Say 1.\n\nKindly."] and len({e.id for e in polite}) == 20
+    annotated = list(smollm2.read_source(tmp_path / "testset-v1.json"))
+    assert [dict(zip(e.responses, e.rewards, strict=True)) for e in annotated] == [{"one": 1, "two": 2}, {"one": 2, "two": 0}]
+    assert {(e.id, e.domain, e.prompt[-1]["content"]) for e in annotated} == {("pandalm/7", "Wikipedia", "Ask.")}
 
 
 def test_word_probe_finds_a_word_that_decides_whatever_the_order_and_scores_unknown_words_half():
