@@ -370,14 +370,15 @@ def calibration(seeds):
     """The meta RM's probabilities on the judgments of the test items, by the judge that wrote them and by domain: means over seeds.
     error: mean distance of predicted and true share of correct judgments over five bins of equal width, weighted by their counts."""
     rows = []
-    for folder, judge in GUIDED.items():
+    heldout = {"heldout/reference": "GRM, safety items", "heldout/voting": "GRM and meta RM without safety, safety items"}
+    for folder, judge in {**GUIDED, **heldout}.items():
         measured = {}
         for seed in seeds:
             record = load(seed, folder)
             if not record or "meta_logits" not in record["rows"][0]:
                 continue
             graded = evaluation.graded(record["rows"])
-            for domain, part in ({"all": graded} | evaluation.by_domain(graded)).items():
+            for domain, part in ({"all": graded} | (evaluation.by_domain(graded) if folder in GUIDED else {})).items():
                 pairs = [(z, is_correct(s["scores"], r["rewards"])) for r in part for s, z in zip(r["samples"], r["meta_logits"], strict=True)
                          if s["scores"]]
                 logits, labels = zip(*pairs, strict=True)
