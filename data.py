@@ -501,5 +501,5 @@ LOADERS = {
                      for task in REALMISTAKE for model in ("gpt4", "llama2")], "", realmistake),
 }
 CHATS = {"smoltalk": [{"path": "HuggingFaceTB/smoltalk", "name": "all", "streaming": True}]}
-DATA_HELP = ("toy; a .jsonl file (FILE#train, #validation, #test: that part, cut by a hash of the prompt); or NAME, "
+DATA_HELP = ("toy; a .jsonl file, whole (FILE#train, #validation, #test: that part, cut by a hash of the prompt); or NAME, "
              "NAME@REVISION (hub), NAME:PATH (local files), NAME one of " + ", ".join(LOADERS))

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 
 import served
-from data import load_examples
+from data import DATA_HELP, load_examples
 from grm import TOY_BASE, add_judge_flags
 from infer_scale import TIES, chance, default_k_meta, item_credits, judge_set, mean, pick_best, powers_of_two  # noqa: F401
 from meta_rm import roc_auc
@@ -322,7 +322,7 @@ def main_table(runs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=TOY_BASE, help="judge to evaluate: hub id, folder or .gguf file")
-    parser.add_argument("--data", default="toy", help="toy, a .jsonl file, or a name that data.py knows")
+    parser.add_argument("--data", default="toy", help=DATA_HELP)
     parser.add_argument("--bench", help="instead of --data: rewardbench,ppe,rmb,realmistake or some of these (ppe is "
                         "ppe_preference,ppe_correctness), each NAME, NAME@REVISION or NAME:PATH; a folder in --output each")
     parser.add_argument("--revision", help="commit of the hub's data set, where --bench names only one set")
@@ -408,10 +408,19 @@ def compare(runs, output, command):
     for name in others:
         credits = [item_credits(single_judgments(runs[n])) for n in (first, name)]
         common = [i for i in credits[0] if i in credits[1]]
-        if common:
-            shared = [r for r in graded(runs[first]) if r.get("of", r["id"]) in credits[1]]
-            low, high = paired_ci(*[[c[i] for i in common] for c in credits], clusters=clusters_of(shared))
-            print(f"{name} - {first}, single judgments: [{100 * low:+.1f}, {100 * high:+.1f}] points on {len(common)} items")
+        if not common:
+            print(f"{name} - {first}: no item in both")
+            continue
+        shared = [r for r in graded(runs[first]) if r.get("of", r["id"]) in credits[1]]
+        k = min(len(runs[n][0]["samples"]) for n in (first, name))  # 2 of a greedy judge: its two orders
+        compared = {"single judgments": credits}
+        if k > 2:
+            compared[f"Voting@{k}"] = [item_credits(graded(runs[n]), k) for n in (first, name)]
+        for what, pair in compared.items():
+            columns = [[c[i] for i in common] for c in pair]
+            gain, (low, high) = mean(columns[1]) - mean(columns[0]), paired_ci(*columns, clusters=clusters_of(shared))
+            ends = f"[{100 * low:+.1f}, {100 * high:+.1f}]"
+            print(f"{name} - {first}, {what}: {100 * gain:+.1f} {ends} points on {len(common)} items")
     points = [row for name, rows in runs.items() if len(rows[0]["samples"]) > 2 for row in curve(rows, name)]
     flat = {r["run"]: r["accuracy"] for r in table if r["domain"] == "all" and len(runs[r["run"]][0]["samples"]) <= 2}
     if points:

@@ -20,7 +20,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import served
-from data import load_examples
+from data import DATA_HELP, load_examples
 from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments, sum_scores
 from records import as_pairs
 from runs import UserError, command_line, in_chunks, log_metrics, open_run, read_flags, read_rows, start_accelerator, write_rows
@@ -199,7 +199,7 @@ def judge_set(args, output, examples, k, accelerator, load, orders="random"):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=None, help="the judge; default runs/toy/rl/model, or the toy base model")
-    parser.add_argument("--data", default="toy", help="toy, a .jsonl file, or a name that data.py knows")
+    parser.add_argument("--data", default="toy", help=DATA_HELP)
     parser.add_argument("--split", default="test", help="split of the data set")
     parser.add_argument("--domain", help="only this domain")
     parser.add_argument("--output", default="runs/toy/voting", help="run folder")

@@ -226,9 +226,9 @@ def main():
     accelerator = start_accelerator(log_with=args.log_with, output=args.output)
     if args.batch_size % accelerator.num_processes:
         raise UserError(f"--batch_size {args.batch_size} does not divide by {accelerator.num_processes} processes; change it")
+    examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-    examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
     by_id = {e.id: e for e in examples}
     judged = []  # (source, id, permutation, text, scores)
     for row in read_rows(args.trajectories, fields=("id", "non_hinted")) if args.trajectories else []:

@@ -51,7 +51,7 @@ def example_from_dict(row, where="record"):
                         '{"id": "x-1", "prompt": "...", "responses": ["...", "..."], "rewards": [0, 1]}')
     for field in ("id", "prompt", "responses"):
         if field not in row:
-            raise bad(field, "is missing; add it")
+            raise bad(field, "is missing; " + ("--data pairs:FILE.jsonl reads chosen/rejected" if "chosen" in row else "add it"))
     if not isinstance(row["id"], (str, int)) or isinstance(row["id"], bool) or row["id"] == "":
         raise bad("id", "must be a non-empty text that no other line uses")
     prompt = row["prompt"]

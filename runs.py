@@ -3,6 +3,7 @@
 Device and threads, the run folder (config.json, metrics.jsonl), files that appear whole or not at all, JSON lines that
 survive a kill, checkpoints that continue bitwise on a CPU, and one-line errors for a user's mistake.
 """
+import argparse
 import contextlib
 import datetime
 import errno
@@ -71,8 +72,17 @@ AT_LEAST = dict.fromkeys(["k", "k_meta", "limit", "test_limit", "batch_size", "m
 AT_LEAST |= dict.fromkeys(["seed", "lr", "temperature", "beta", "clip_eps", "epochs", "general_fraction", "held_out"], 0)
 
 
+class Help(argparse.HelpFormatter):
+    """Help that ends with the flag's default, unless there is none or the text says it."""
+
+    def _get_help_string(self, action):
+        told = action.default in (None, False, "", argparse.SUPPRESS) or "default" in action.help
+        return action.help + ("" if told else " [here: %(default)s]")
+
+
 def read_flags(parser):
     """`parser.parse_args()` whose errors are one line; refuses numbers that no run can use and text that no file can hold."""
+    parser.formatter_class = Help
     def error(message):
         raise UserError(f"{message}; --help lists the flags")
     parser.error = error

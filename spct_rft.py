@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 import sampler
 import served
-from data import load_chats, load_examples
+from data import DATA_HELP, load_chats, load_examples
 from grm import TOY_BASE, add_judge_flags, build_prompt, encode_chat, is_correct, judge_options, rating_of, sample_judgments
 from runs import (
     UserError,
@@ -115,7 +115,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default=TOY_BASE, help="model to fine-tune (paper: Gemma-2-27B base)")
     parser.add_argument("--sampler", help="model that writes the trajectories; default --model (paper: DeepSeek-V2.5)")
-    parser.add_argument("--data", default="toy", help="toy, a .jsonl file, or a name that data.py knows")
+    parser.add_argument("--data", default="toy", help=DATA_HELP)
     parser.add_argument("--exclude_domain", help="hold one domain out (generalisation run)")
     parser.add_argument("--limit", type=int, default=1500, help="items to sample on (paper: 186K kept trajectories)")
     parser.add_argument("--output", default="runs/toy/rft", help="run folder")
@@ -155,8 +155,6 @@ def main():
     accelerator = start_accelerator(log_with=args.log_with, output=args.output)
     if args.batch_size % accelerator.num_processes:
         raise UserError(f"--batch_size {args.batch_size} does not divide by {accelerator.num_processes} processes; change it")
-    with accelerator.main_process_first():
-        output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
@@ -165,6 +163,8 @@ def main():
     unlabelled = next((e for e in examples if e.rewards is None), None)
     if unlabelled:
         raise UserError(f"item {unlabelled.id} has no 'rewards'; training needs the ground truth of every item")
+    with accelerator.main_process_first():
+        output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
     by_id = {e.id: e for e in examples}
 
     # 2. sample trajectories: N_RFT non-hinted, one hinted (§3.2)
@@ -208,8 +208,9 @@ def main():
                 prompt_ids, text_ids = encode_chat(tokenizer, prompt, t["text"])
                 samples.append((prompt_ids, t["completion_ids"] if same_tokenizer else text_ids))
         if not samples:
-            raise UserError(f"no trajectory survived of {len(rows)} items ({dict(report['non_hinted'])}); "
-                            "use a stronger --sampler or more items (--limit)")
+            reasons = Counter(t["reason"] for row in rows for t in row["non_hinted"] + row["hinted"])
+            raise UserError(f"no trajectory survived of {len(rows)} items ({dict(report['non_hinted'])}; parsing: "
+                            f"{dict(reasons)}); use a stronger --sampler or more items (--limit)")
         if accelerator.is_main_process:
             write_json(output / "selection.json", {**report, "kept": len(samples), "same_tokenizer": same_tokenizer})
             print_selection(report, len(samples))

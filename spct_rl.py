@@ -28,7 +28,7 @@ import torch
 from tqdm import tqdm
 
 import sampler
-from data import load_examples
+from data import DATA_HELP, load_examples
 from grm import (
     TOY_BASE,
     add_judge_flags,
@@ -124,7 +124,7 @@ def too_easy(judgments, example):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", default="runs/toy/rft/model", help="policy and reference: the RFT model (paper, Fig. 5)")
-    parser.add_argument("--data", default="toy", help="toy, a .jsonl file, or a name that data.py knows (paper: 237K items)")
+    parser.add_argument("--data", default="toy", help=f"paper: 237K items; {DATA_HELP}")
     parser.add_argument("--exclude_domain", help="hold one domain out (generalisation run)")
     parser.add_argument("--limit", type=int, help="only the first items")
     parser.add_argument("--output", default="runs/toy/rl", help="run folder")
@@ -169,8 +169,6 @@ def main():
         raise UserError(f"--prompts_per_step {args.prompts_per_step} does not divide by {accelerator.num_processes} processes")
     if args.micro_batch_size % args.G:
         raise UserError(f"--micro_batch_size {args.micro_batch_size} does not divide by --G {args.G}: a group stays together")
-    with accelerator.main_process_first():
-        output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
 
     # 2. data
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
@@ -181,6 +179,8 @@ def main():
     unlabelled = next((e for e in examples if e.rewards is None), None)
     if unlabelled:
         raise UserError(f"item {unlabelled.id} has no 'rewards'; training needs the ground truth of every item")
+    with accelerator.main_process_first():
+        output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
     if args.easy_filter:
         judge, judge_tokenizer = sampler.load_model(args.easy_filter, accelerator.device)
 

@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import toy  # noqa: E402
 from grm import TOY_BASE, score  # noqa: E402
-from runs import command_line  # noqa: E402
+from runs import UserError, command_line  # noqa: E402
 from sampler import load_model  # noqa: E402
 
 
@@ -49,8 +49,11 @@ def main():
     parser.add_argument("--group", type=int, default=2, help="completions per prompt")
     parser.add_argument("--output", default="runs/trl", help="folder of the trainer")
     args = parser.parse_args()
-    from datasets import Dataset
-    from trl import GRPOConfig, GRPOTrainer
+    try:
+        from datasets import Dataset
+        from trl import GRPOConfig, GRPOTrainer
+    except ImportError as error:
+        raise UserError(f'{error.name} is not installed: pip install "trl>=1.16,<2"') from error
     prompts = [{"prompt": chat[:1]} for chat in toy.general_chats(8)]  # your own: rows with a "prompt", text or messages
     gpu = torch.cuda.is_available()
     config = GRPOConfig(args.output, max_steps=2, per_device_train_batch_size=8, num_generations=args.group, learning_rate=1e-5,

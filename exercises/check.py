@@ -10,11 +10,13 @@ task_NN(t) below lists the parts of a task: (points, what is tested, a function 
 give). Answers are compared with the paper's own examples and with this repository. Exit code 0 if nothing was missed.
 """
 import argparse
+import contextlib
 import functools
 import importlib.util
 import json
 import math
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -90,7 +92,7 @@ def task_04(t):
     rewards = [rng.choice([1.0, -1.0]) for _ in range(64)]
     return [
         (1, "1, -1, -1, -1 by hand", lambda: t.group_advantages([1.0, -1.0, -1.0, -1.0], 4), [1.7321, -0.5774, -0.5774, -0.5774]),
-        (1, "equal rewards, and a group of one, give exactly 0", lambda: [
+        (1, "equal rewards (also three times 0.1, whose mean is rounded), and a group of one, give exactly 0", lambda: [
             [a == 0.0 for a in t.group_advantages([r] * 3, G)] for r in (1.0, -1.0, 0.1) for G in (1, 3)], [[True] * 3] * 6),
         (1, "16 groups of 4, each on its own, as in spct_rl.py", lambda: list(t.group_advantages(rewards, 4)),
          group_advantages(torch.tensor(rewards), 4).tolist()),
@@ -283,6 +285,23 @@ def agree(got, expected):
     return got is None if expected is None else bool(got == expected)
 
 
+@contextlib.contextmanager
+def limited(seconds=60):
+    """TimeoutError after so many seconds, where the system has alarms (not on Windows): an answer may never end."""
+    def late(*_):
+        raise TimeoutError(f"took more than {seconds} seconds")
+    if not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
 def load(path):
     spec = importlib.util.spec_from_file_location(f"exercise_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
@@ -295,18 +314,20 @@ def grade(path):
     task = globals()[f"task_{path.stem[:2]}"]
     points, possible, missed = 0, sum(worth for worth, *_ in task(None)), []
     try:
-        module = load(path)
+        with limited():
+            module = load(path)
     except FileNotFoundError:
         return 0, possible, [(path.name, "no such file")]
-    except Exception as error:  # whatever a student's file may raise
+    except (Exception, SystemExit) as error:  # whatever a student's file may raise
         return 0, possible, [(path.name, f"does not load: {error!r}")]
     for worth, what, answer, expected in task(module):
         try:
-            got = answer()
+            with limited():
+                got = answer()
             why = None if agree(got, expected) else f"got {got!r}, expected {expected!r}"
         except NotImplementedError:
             why = "not done yet"
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             why = repr(error)
         points += worth if why is None else 0
         missed += [(what, why)] if why else []

@@ -561,3 +561,10 @@ def test_toy_is_untouched():
 
 def test_help_text_is_fit_for_argparse():
     assert "%" not in data.DATA_HELP and all(name in data.DATA_HELP for name in LOADERS)
+
+
+def test_pairs_given_as_records_name_the_way_to_read_them(tmp_path):
+    path = write_jsonl(tmp_path / "mine.jsonl", [{"prompt": "Hi.", "chosen": "Yes.", "rejected": "No."}])
+    with pytest.raises(UserError, match=r"'id' is missing; --data pairs:FILE\.jsonl reads chosen/rejected"):
+        load_examples(str(path))
+    assert load_examples(f"pairs:{path}")[0].responses in (["Yes.", "No."], ["No.", "Yes."])

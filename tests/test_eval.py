@@ -151,9 +151,20 @@ def test_differences_between_runs_are_resampled_by_prompt(tmp_path, capsys, monk
         first = [row(str(i), [1, 9], cluster=f"p{i // repeats}") for i in range(200)]
         second = [row(str(i), [9, 1] if (i // 20) % 2 else [1, 9], cluster=f"p{i // repeats}") for i in range(200)]
         evaluation.compare({"a": first, "b": second}, tmp_path, "")
-        low, high = re.search(r"b - a, single judgments: \[(.*), (.*)\] points on 200 items", capsys.readouterr().out).groups()
+        low, high = re.search(r"b - a, single judgments: [+-][\d.]+ \[(.*), (.*)\] points on 200 items", capsys.readouterr().out).groups()
         return float(high) - float(low)
     assert width(20) > 3 * width(1)
+
+
+def test_voting_runs_are_compared_at_their_common_k_and_strangers_not_at_all(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "draw_curves", lambda *args: None)
+    good, bad = [9, 1], [1, 9]
+    first = [row(str(i), bad, bad, good, good) for i in range(30)]  # a vote of four ties
+    second = [row(str(i), good, good, good, bad, bad, bad) for i in range(30)]
+    evaluation.compare({"a": first, "b": second, "c": [row("other", good, good, good)]}, tmp_path, "")
+    out = capsys.readouterr().out
+    assert "b - a, single judgments: +100.0 [+100.0, +100.0] points on 30 items" in out
+    assert "b - a, Voting@4: +50.0 [+50.0, +50.0] points on 30 items" in out and "c - a: no item in both" in out
 
 
 def test_table_csv_and_figure_are_written(tmp_path):

@@ -3,6 +3,7 @@ import importlib.util
 import json
 import re
 import shutil
+import signal
 import sys
 
 import pytest
@@ -135,6 +136,18 @@ def run(check, monkeypatch, capsys, *words):
     with pytest.raises(SystemExit) as end:
         check.main()
     return end.value.code, capsys.readouterr()
+
+
+def test_an_answer_that_leaves_or_never_ends_earns_nothing_and_stops_nothing(check, monkeypatch, tmp_path):
+    (tmp_path / "01_correct.py").write_text("raise SystemExit(0)", encoding="utf-8")
+    points, possible, missed = check.grade(tmp_path / "01_correct.py")
+    assert points == 0 < possible and "SystemExit" in missed[0][1]
+    with pytest.raises(TimeoutError, match="more than 1 seconds"), check.limited(1):
+        while True:
+            pass
+    with check.limited(1):
+        pass
+    assert signal.alarm(0) == 0  # no alarm is left behind
 
 
 def test_command_line(check, monkeypatch, capsys, tmp_path):
