@@ -76,7 +76,8 @@ class Help(argparse.HelpFormatter):
     """Help that ends with the flag's default, unless there is none or the text says it."""
 
     def _get_help_string(self, action):
-        told = action.default in (None, False, "", argparse.SUPPRESS) or "default" in action.help
+        none = action.default is None or action.default is False or action.default in ("", argparse.SUPPRESS)
+        told = none or "default" in action.help
         return action.help + ("" if told else " [here: %(default)s]")
 
 

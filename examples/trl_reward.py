@@ -1,4 +1,4 @@
-"""A trained GRM as the reward of another model's RL: a `reward_funcs` callable for TRL's GRPOTrainer (pip install trl).
+"""A trained GRM as the reward of another model's RL: a `reward_funcs` for TRL's GRPOTrainer (pip install "trl>=1.16,<2").
 
     python examples/trl_reward.py                                      # two steps on the toy world
     accelerate launch examples/trl_reward.py --policy Qwen/Qwen2.5-0.5B-Instruct --judge runs/qwen/rl/model --template full
@@ -53,7 +53,7 @@ def main():
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
     except ImportError as error:
-        raise UserError(f'{error.name} is not installed: pip install "trl>=1.16,<2"') from error
+        raise UserError(f'{error.name} is missing or too old: pip install "trl>=1.16,<2"') from error
     prompts = [{"prompt": chat[:1]} for chat in toy.general_chats(8)]  # your own: rows with a "prompt", text or messages
     gpu = torch.cuda.is_available()
     config = GRPOConfig(args.output, max_steps=2, per_device_train_batch_size=8, num_generations=args.group, learning_rate=1e-5,

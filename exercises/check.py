@@ -285,20 +285,24 @@ def agree(got, expected):
     return got is None if expected is None else bool(got == expected)
 
 
+class TooLong(BaseException):
+    """Not an Exception, which an answer might catch."""
+
+
 @contextlib.contextmanager
 def limited(seconds=60):
-    """TimeoutError after so many seconds, where the system has alarms (not on Windows): an answer may never end."""
+    """TooLong after so many seconds, then every second, where the system has alarms (not on Windows): an answer may never end."""
     def late(*_):
-        raise TimeoutError(f"took more than {seconds} seconds")
+        raise TooLong(f"took more than {seconds} seconds")
     if not hasattr(signal, "SIGALRM"):
         yield
         return
     before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
 
@@ -318,7 +322,7 @@ def grade(path):
             module = load(path)
     except FileNotFoundError:
         return 0, possible, [(path.name, "no such file")]
-    except (Exception, SystemExit) as error:  # whatever a student's file may raise
+    except (Exception, SystemExit, TooLong) as error:  # whatever a student's file may raise
         return 0, possible, [(path.name, f"does not load: {error!r}")]
     for worth, what, answer, expected in task(module):
         try:
@@ -327,7 +331,7 @@ def grade(path):
             why = None if agree(got, expected) else f"got {got!r}, expected {expected!r}"
         except NotImplementedError:
             why = "not done yet"
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, TooLong) as error:
             why = repr(error)
         points += worth if why is None else 0
         missed += [(what, why)] if why else []

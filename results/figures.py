@@ -16,9 +16,9 @@ MORE = {  # columns of their own of some tables: heading, factor, decimals
     "kl": {d: (d, 100, 1) for d in DOMAINS},  # the CSV files of all others have the domains too
 }
 PLAIN = {  # tables that compare no rows: all their columns
-    "calibration": {"judge": ("judgments of", None, 0), "domain": ("domain", None, 0), "seeds": ("seeds", 1, 0), "judgments": ("judgments", 1, 0),
+    "calibration": {"judge": ("judgments of", None, 0), "domain": ("domain", None, 0), "seeds": ("seeds", 1, 0), "judgments": ("parsed judgments per seed", 1, 0),
                     "correct": ("correct, %", 100, 1), "predicted": ("predicted, %", 100, 1), "error": ("calibration error, points", 100, 1),
-                    "auc": ("ROC-AUC, %", 100, 1)},
+                    "auc": ("ROC-AUC, %", 100, 1), "auc_within": ("ROC-AUC within items, %", 100, 1)},
     "meta_rm_tries": {"run": ("meta RM", None, 0), "updates": ("updates", 1, 0), "auc_grm": ("ROC-AUC, the GRM's judgments, %", 100, 1),
                       "auc_rft": ("RFT trajectories, %", 100, 1), "vote@8": ("Voting@8, %", 100, 1), "guided@8": ("guided @8, %", 100, 1),
                       "difference_low": ("difference, low", 100, 1), "difference_high": ("high", 100, 1)},

@@ -139,7 +139,8 @@ def finish(specs, value="accuracy", domain_differences=False):
             line |= {d: by_domain(result, d) for d in DOMAINS}
         for d in DOMAINS if domain_differences else ():
             parts = ends and [only_domain(r, d, result["domain"]) for r in (before, after)]
-            line |= dict(zip((f"{d}_low", f"{d}_high"), difference(*parts, value) if parts else ("", ""), strict=True))
+            there = parts and all(means(r) for r in parts)
+            line |= dict(zip((f"{d}_low", f"{d}_high"), difference(*parts, value) if there else ("", ""), strict=True))
         rows.append(line | spec["more"] | {"commit": " ".join(sorted(result["commits"])) if result else ""})
     return rows
 

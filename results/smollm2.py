@@ -13,8 +13,8 @@ those of the table to the digit.
 
 Stages: split by prompt -> warm-up -> RFT -> RL -> meta RM -> voting, greedy evaluation after each. Every stage is one command
 of ours, printed before it runs; finished ones are skipped, killed ones continue (the warm-up, minutes long, starts again).
-Writes runs/smollm2/stages.jsonl (command, commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv and
-results/smollm2_judgments.md; with another --output, files named after that folder.
+Writes runs/smollm2/stages.jsonl (command, commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv, results/smollm2_rl.csv
+and results/smollm2_judgments.md; with another --output, files named after that folder.
 
 No general instruction data (the paper's 85 %), a short template of our own, no default system turn, and short items only
 (--max_words): one core of a CPU has to do. The defaults are the run of the table (bf16, one thread):
@@ -161,7 +161,8 @@ def save_base(model, folder):
 
 
 def read_source(path):
-    """Records of the two source files: rows with `chosen` and `rejected`, or with two responses and three votes (0: a tie)."""
+    """Records of the two source files: rows with `chosen` and `rejected`, or with two responses and three votes, of which
+    two must be for the same response (0: a tie)."""
     source = "pandalm" if "testset" in Path(path).name else "politeness"
     for i, row in enumerate(json.loads(Path(path).read_text(encoding="utf-8"))):
         extra = row["input"] if isinstance(row["input"], str) else ""  # NaN where there is none
@@ -172,7 +173,7 @@ def read_source(path):
             responses, rewards = [row["response1"], row["response2"]], [votes.count(1), votes.count(2)]
         record = {"id": f"{source}/{row.get('idx', i)}", "domain": row.get("motivation_app", source),
                   "prompt": "\n\n".join(filter(None, [row["instruction"], extra])), "responses": responses, "rewards": rewards}
-        if rewards[0] != rewards[1] and responses[0] != responses[1]:
+        if rewards[0] != rewards[1] and max(rewards) >= ("chosen" in row or 2) and responses[0] != responses[1]:
             yield example_from_dict(record).permuted(random.Random(record["id"]).sample(range(2), 2))
 
 
@@ -240,6 +241,8 @@ def run_stage(name, command, out, processes):
 # ----- tables -----
 
 SOURCES = {"politeness": "`politeness` (rasbt/LLMs-from-scratch, commit 28c65cd, Apache-2.0)",
+           "testset-v1": "`pandalm` (WeOpenML/PandaLM, Apache-2.0)",
+           "instruction-data-with-preference": "`politeness` (rasbt/LLMs-from-scratch, Apache-2.0)",
            "pandalm": "`pandalm` (WeOpenML/PandaLM, commit 3871806, Apache-2.0)"}
 
 GREEDY = {"as it is": "eval_base", "after the format warm-up": "eval_warmup", "GRM-RFT": "eval_rft", "GRM (RL)": "eval_rl"}
@@ -347,6 +350,23 @@ def cost_rows(out):
     return rows
 
 
+def rl_rows(out):
+    """How RL went, this run's and those that were set aside beside it as OUTPUT-rl*/rl; means over the first and the last 8 steps."""
+    rows = []
+    for folder in [out, *sorted(out.parent.glob(f"{out.name}-rl*"))]:
+        steps = read_rows(folder / "rl" / "metrics.jsonl")
+        if steps:
+            config, judged = read_json(folder / "rl" / "config.json"), read_rows(folder / "eval_rl" / "samples.jsonl")
+            rows.append({key: config["args"][key] for key in ("lr", "beta", "prompts_per_step", "G", "seed")}
+                        | {"steps": len(steps), "planned": config["args"]["steps"]}
+                        | {f"{name}_{part}": sum(s[key] for s in some) / len(some)
+                           for name, key in (("reward", "reward/mean"), ("equal", "reward/frac_zero_std"), ("kl", "policy/kl"), ("parsed", "reward/parse_rate"))
+                           for part, some in (("first", steps[:8]), ("last", steps[-8:]))}
+                        | {"greedy": sum(credit(r["samples"][0]["scores"], r["rewards"]) for r in judged) / len(judged) if judged else "",
+                           "commit": config["commit"]})
+    return rows
+
+
 def words_of_principles(rows):
     """How often each word opens a criterion, and how often a criterion names a word of the query; over all judgments."""
     counts, about, total = Counter(), 0, 0
@@ -366,7 +386,7 @@ def write_judgments(out, path, data, count=5):
     runs = {name: read_rows(out / folder / "samples.jsonl") for name, folder in GREEDY.items()}
     runs = {name: {r["id"]: r for r in rows} for name, rows in runs.items() if rows}
     lines = ["# Judgments of SmolLM2-135M before and after, verbatim", "",
-             f"Greedy, the first {count} test items of {SOURCES.get(Path(data).stem, data)}, one response "
+             f"Greedy, the first {count} test items of {SOURCES.get(Path(data).stem, Path(data).name)}, one response "
              "order each; made by `results/smollm2.py`. The responses stand in the order that the judge saw.", "",
              "## What the principles are made of", "", "Over all greedy judgments of the test items: first words of the criteria, and the "
              "share of judgments whose criteria name a word of the query.", "",
@@ -407,6 +427,8 @@ def tables(out, data, train_items, seed):
     rows, commit = result_rows(out, train_items), " ".join(dict.fromkeys(s["commit"] for s in read_rows(out / "stages.jsonl")))
     write_csv(ROOT / "results" / f"{out.name}.csv", [{**r, "seed": seed, "commit": commit} for r in rows])
     write_csv(ROOT / "results" / f"{out.name}_costs.csv", cost_rows(out))
+    if rl_rows(out):
+        write_csv(ROOT / "results" / f"{out.name}_rl.csv", rl_rows(out))
     write_judgments(out, ROOT / "results" / f"{out.name}_judgments.md", data)
     print_table(rows, ["run", "items", "accuracy", "low", "high", "both_orders", "parse_rate", "first_position", "swap_consistency"])
 

@@ -182,13 +182,14 @@ def kl(seeds):
 
 def heldout_safety(seeds):
     """A domain held out of training (safety): the GRM and the meta RM. The paper's nearest: Reward Bench without MATH data, Table 15."""
-    get = functools.partial(over_seeds, seeds, keep=in_domain("safety"))
-    specs = [row("base, greedy", get("base/greedy", greedy_credit)),
+    base = over_seeds(seeds, "base/greedy", greedy_credit, in_domain("safety"))
+    get = functools.partial(over_seeds, seeds, keep=among(frozenset(base["domain"] if base else ())))  # votes were cast on more items
+    specs = [row("base, greedy", base),
              row("GRM, greedy", get("grm/greedy", greedy_credit), "86.0"),
              row("GRM without safety, greedy", get("heldout/greedy", greedy_credit), "83.0", "GRM, greedy"),
-             row("GRM, Voting@32", get("heldout/reference", voting_credit(32))),
+             row("GRM, Voting@32", get("heldout/reference", voting_credit(32)), "", "GRM, greedy"),
              row("GRM, guided @32", get("heldout/reference", voting_credit(32, "guided")), "", "GRM, Voting@32"),
-             row("GRM without safety, Voting@32", get("heldout/voting", voting_credit(32)), "", "GRM, Voting@32"),
+             row("GRM without safety, Voting@32", get("heldout/voting", voting_credit(32)), "", "GRM without safety, greedy"),
              row("GRM and meta RM without safety, guided @32", get("heldout/voting", voting_credit(32, "guided")), "",
                  "GRM without safety, Voting@32"),
              ceiling(seeds, in_domain("safety"))]
@@ -368,7 +369,11 @@ def guidance(seeds):
 
 def calibration(seeds):
     """The meta RM's probabilities on the judgments of the test items, by the judge that wrote them and by domain: means over seeds.
-    error: mean distance of predicted and true share of correct judgments over five bins of equal width, weighted by their counts."""
+    error: mean distance of predicted and true share of correct judgments over five bins of equal width, weighted by their counts.
+    auc: over the judgments of all items; auc_within: mean of the items' own, which is what decides who votes (items of one label left out)."""
+    def separate(item):
+        pairs = [(z, is_correct(s["scores"], item["rewards"])) for s, z in zip(item["samples"], item["meta_logits"], strict=True) if s["scores"]]
+        return roc_auc([z for z, _ in pairs], [y for _, y in pairs])
     rows = []
     heldout = {"heldout/reference": "GRM, safety items", "heldout/voting": "GRM and meta RM without safety, safety items"}
     for folder, judge in {**GUIDED, **heldout}.items():
@@ -383,13 +388,15 @@ def calibration(seeds):
                          if s["scores"]]
                 logits, labels = zip(*pairs, strict=True)
                 bins = reliability(list(logits), list(labels))
+                own = [separate(r) for r in part]
                 measured.setdefault(domain, []).append({
                     "judgments": len(pairs), "correct": evaluation.mean(labels), "auc": roc_auc(logits, labels),
+                    "auc_within": evaluation.mean(x for x in own if x is not None),
                     "predicted": sum(b["count"] * b["predicted"] for b in bins) / len(pairs),
                     "error": sum(b["count"] * abs(b["predicted"] - b["correct"]) for b in bins) / len(pairs), "commit": record["commit"]})
         for domain, found in measured.items():
             rows.append({"judge": judge, "domain": domain, "seeds": len(found),
-                         **{key: evaluation.mean(f[key] for f in found) for key in ("judgments", "correct", "predicted", "error", "auc")},
+                         **{key: evaluation.mean(f[key] for f in found) for key in ("judgments", "correct", "predicted", "error", "auc", "auc_within")},
                          "commit": " ".join(sorted({f["commit"] for f in found}))})
     write("calibration", rows)
 

@@ -49,6 +49,14 @@ def test_best_of_n_of_a_policys_own_texts(policy, monkeypatch, capsys):
     assert "nothing is chosen" in run(monkeypatch, capsys, best_of_n, "--policy", policy, "--prompt", "Hi", "--n", 5)[-1]
 
 
+def test_without_trl_the_way_to_it_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "trl", None)
+    monkeypatch.setattr(sys, "argv", ["trl_reward.py"])
+    with pytest.raises(SystemExit) as stop:
+        trl_reward.main()
+    assert stop.value.code == 2 and 'trl is missing or too old: pip install "trl>=1.16,<2"' in capsys.readouterr().err
+
+
 def test_reward_judges_each_group_as_one_list(monkeypatch):
     seen = []
 

@@ -1,4 +1,5 @@
 """Exercises: shipped stubs earn nothing, solutions earn everything, each planted bug and each plausible wrong answer is caught."""
+import contextlib
 import importlib.util
 import json
 import re
@@ -142,12 +143,16 @@ def test_an_answer_that_leaves_or_never_ends_earns_nothing_and_stops_nothing(che
     (tmp_path / "01_correct.py").write_text("raise SystemExit(0)", encoding="utf-8")
     points, possible, missed = check.grade(tmp_path / "01_correct.py")
     assert points == 0 < possible and "SystemExit" in missed[0][1]
-    with pytest.raises(TimeoutError, match="more than 1 seconds"), check.limited(1):
+    if not hasattr(signal, "SIGALRM"):
+        return
+    with pytest.raises(check.TooLong, match="more than 1 seconds"), check.limited(1):
         while True:
-            pass
+            with contextlib.suppress(Exception):  # an answer that catches what it can
+                while True:
+                    pass
     with check.limited(1):
         pass
-    assert signal.alarm(0) == 0  # no alarm is left behind
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # no alarm is left behind
 
 
 def test_command_line(check, monkeypatch, capsys, tmp_path):

@@ -36,6 +36,13 @@ def test_help_works_and_explains_every_flag(helps, script):
     assert not [f for f in bare if f not in ("--seed",)], f"{script}: no help for {bare}"
 
 
+def test_help_shows_the_default_here_beside_the_papers_value(helps):
+    text = " ".join(helps["spct_rl.py"].split())
+    for flag, default in (("--beta", "0.02"), ("--format_reward", "0.0"), ("--seed", "0"), ("--kl", "k3")):
+        assert re.search(rf" {flag} [^\[]*\[here: {re.escape(default)}\]", text[text.index("options:"):]), flag
+    assert "None]" not in text and "False]" not in text
+
+
 @pytest.mark.parametrize("script", PAPER_FILES[1:6])
 def test_common_flags(helps, script):
     for flag in ("--model", "--data", "--output", "--seed", "--limit"):

@@ -171,6 +171,36 @@ def test_a_table_row_by_hand(here):
     assert (second["difference_seeds"], second["from"], second["to"]) == ("0 1", 0.5, 0.5)
 
 
+def test_differences_by_domain_use_the_items_of_the_domain(here):
+    def rows(*right):
+        return [{"id": f"x-{i}", "domain": "chat" if i < 2 else "safety", "rewards": [1, 0], "n": 2, "response_lengths": [1, 1], "samples": [
+            {"permutation": [0, 1], "scores": [9, 1] if r else [1, 9], "reason": "ok", "tokens": 5, "prompt_tokens": 9}]} for i, r in enumerate(right)]
+    here("a/greedy", rows(0, 0, 1, 1))
+    here("b/greedy", rows(1, 1, 1, 1))
+    compact.record_finished(0)
+    a, b = (over_seeds((0,), f"{name}/greedy", greedy_credit) for name in "ab")
+    line = finish([row("a", a), row("b", b, "", "a")], domain_differences=True)[1]
+    assert (line["chat_low"], line["chat_high"], line["safety_low"], line["safety_high"]) == (1.0, 1.0, 0.0, 0.0)
+
+
+def test_calibration_by_hand_over_all_items_and_within_them(here):
+    """Item 0: the correct judgment has the higher logit; item 1: the lower one, with both logits far above those of item 0."""
+    def item(i, *pairs):
+        return {"id": f"x-{i}", "domain": "chat", "rewards": [1, 0], "n": 2, "response_lengths": [1, 1], "votes": [0, 0],
+                "meta_logits": [z for _, z in pairs], "samples": [
+                    {"permutation": [0, 1], "scores": s, "reason": "ok" if s else "no_box", "tokens": 5, "prompt_tokens": 9} for s, _ in pairs]}
+    good, bad = [9, 1], [1, 9]
+    here("grm/voting", [item(0, (good, -1.0), (bad, -2.0), (None, None)), item(1, (good, 3.0), (bad, 4.0), (good, 2.0)), item(2, (good, 0.0))])
+    compact.record_finished(0)
+    (here_results := compact.Path("results")).mkdir(exist_ok=True)
+    tables.calibration((0,))
+    whole, chat = figures.read("calibration", here_results)
+    assert (whole["judge"], whole["domain"], chat["domain"], whole["seeds"]) == ("GRM", "all", "chat", "1")
+    assert float(whole["judgments"]) == 6 and float(whole["correct"]) == pytest.approx(4 / 6, abs=1e-4)
+    # correct -1, 3, 2, 0 against wrong -2, 4: each beats -2 and loses to 4; within: 1 (item 0), 0 (item 1), none (item 2)
+    assert float(whole["auc"]) == 0.5 and float(whole["auc_within"]) == 0.5
+
+
 def test_one_seed_says_nothing_where_seeds_differ_by_as_much(here):
     def rows(right):
         return [{"id": f"x-{i}", "domain": "chat", "rewards": [1, 0], "n": 2, "response_lengths": [1, 1], "samples": [
@@ -263,7 +293,7 @@ def test_the_committed_tables_come_from_the_committed_records(tmp_path, monkeypa
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "runs").symlink_to(records)
     monkeypatch.chdir(tmp_path)
-    tables.make_tables(compact.seeds_on_record(), ("training", "ablations", "heldout_safety", "lengths", "failures", "rl_training"))
+    tables.make_tables(compact.seeds_on_record(), ("training", "ablations", "heldout_safety", "lengths", "failures", "kl", "rl_training"))
     made = sorted((tmp_path / "results").glob("*.csv"))
     assert len(made) >= 2
     for file in made:

@@ -426,7 +426,8 @@ def test_wrong_data(base, tmp_path, monkeypatch, capsys):
     assert "best" in refused(monkeypatch, capsys, base, tmp_path / "2", "--data", single, "--rating", "best")
     play(monkeypatch, Judge(plan=lambda number, sample: "wrong"))
     line = refused(monkeypatch, capsys, base, tmp_path / "3")
-    assert f"no trajectory survived of {COUNT} items" in line and "--limit" in line
+    assert f"no trajectory survived of {COUNT} items" in line and "parsing: {'ok': " in line and "--limit" in line
+    assert not (tmp_path / "1").exists() and not (tmp_path / "2").exists()  # mended data may go to the same --output
 
 
 def test_other_folders_are_left_alone(base, tmp_path, monkeypatch, capsys):

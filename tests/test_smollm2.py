@@ -76,7 +76,7 @@ def test_split_keeps_a_prompt_in_one_part_and_drops_long_items(tmp_path):
 def test_source_files_become_records(tmp_path):
     pairs = [{"instruction": f"Say {i}.", "input": "Kindly." * (i % 2), "output": "", "chosen": "Good.", "rejected": "Bad."} for i in range(20)]
     votes = {"idx": 7, "motivation_app": "Wikipedia", "instruction": "Ask.", "input": float("nan"), "response1": "one", "response2": "two"}
-    voted = [{**votes, "annotator1": a, "annotator2": b, "annotator3": c} for a, b, c in ((2, 2, 1), (1, 1, 0), (1, 2, 0), (0, 0, 0))]
+    voted = [{**votes, "annotator1": a, "annotator2": b, "annotator3": c} for a, b, c in ((2, 2, 1), (1, 1, 0), (1, 2, 0), (0, 0, 0), (0, 0, 1))]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     (tmp_path / "testset-v1.json").write_text(json.dumps(voted), encoding="utf-8")
     polite = list(smollm2.read_source(tmp_path / "pairs.json"))
