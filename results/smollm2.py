@@ -17,9 +17,9 @@ Writes runs/smollm2/stages.jsonl (command, commit, seconds, peak memory), result
 and results/smollm2_judgments.md; with another --output, files named after that folder.
 
 No general instruction data (the paper's 85 %), a short template of our own, no default system turn, and short items only
-(--max_words): one core of a CPU has to do. The defaults are the run of the table (bf16, one thread):
+(--max_words): one core of a CPU has to do. The defaults are the run of the table (one thread):
 
-    ACCELERATE_MIXED_PRECISION=bf16 SPCT_THREADS=1 python results/smollm2.py --model ... --data politeness.jsonl
+    SPCT_THREADS=1 python results/smollm2.py --model ... --data politeness.jsonl
 """
 import argparse
 import json
@@ -212,6 +212,8 @@ def stages(args, out):
         ("eval_base", "eval_base/table.csv", f"eval.py --model {out}/base {test} --output {out}/eval_base"),
         ("eval_warmup", "eval_warmup/table.csv", f"eval.py --model {out}/warmup/model {test} --output {out}/eval_warmup"),
         ("eval_rft", "eval_rft/table.csv", f"eval.py --model {out}/rft/model {test} --output {out}/eval_rft"),
+        ("voting_rft", "voting_rft/samples.jsonl",
+         f"infer_scale.py --model {out}/rft/model {votes} --output {out}/voting_rft --k {args.k}"),
         ("eval_rl", "eval_rl/table.csv", f"eval.py --model {out}/rl/model {test} --output {out}/eval_rl"),
         ("voting", "voting/samples.jsonl", f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting --k {args.k}"),
         ("guided", "guided.done", f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting --k {args.k} "
@@ -277,7 +279,7 @@ def result_rows(out, train_items):
     found = next(rows for rows in samples.values() if rows)
     rows, credits = [], {}
 
-    def row(name, items, value, against=None, **more):
+    def row(name, items, value, against=(), **more):
         credits[name] = {r["id"]: value(r) for r in items}
         values = list(credits[name].values())
         low, high = bootstrap_ci(values, clusters=clusters_of(items))
@@ -285,10 +287,10 @@ def result_rows(out, train_items):
         if "parse_rate" in more:
             ends = bootstrap_ci([sum(s["reason"] == "ok" for s in r["samples"]) / len(r["samples"]) for r in items], clusters=clusters_of(items))
             rows[-1] |= {"parse_low": ends[0], "parse_high": ends[1]}
-        if against:
-            common = [r for r in items if r["id"] in credits[against]]
-            low, high = paired_ci(*([credits[n][r["id"]] for r in common] for n in (against, name)), clusters=clusters_of(common))
-            rows[-1] |= {"against": against, "difference_low": low, "difference_high": high}
+        for prefix, other in zip(("", "second_"), [o for o in against if o in credits], strict=False):
+            common = [r for r in items if r["id"] in credits[other]]
+            low, high = paired_ci(*([credits[n][r["id"]] for r in common] for n in (other, name)), clusters=clusters_of(common))
+            rows[-1] |= {f"{prefix}against": other, f"{prefix}difference_low": low, f"{prefix}difference_high": high}
     row("chance", found, lambda r: 1 / r["n"])
     row("longest wins", found, lambda r: credit(r["response_lengths"], r["rewards"]))
     row("shortest wins", found, lambda r: credit([-length for length in r["response_lengths"]], r["rewards"]))
@@ -301,16 +303,18 @@ def result_rows(out, train_items):
         if items:
             both = [sum(credit(s["scores"], r["rewards"]) for s in r["samples"]) / 2 for r in items]
             measured = report(items)
-            row(name, items, lambda r: credit(r["samples"][0]["scores"], r["rewards"]), last, both_orders=sum(both) / len(both),
+            row(name, items, lambda r: credit(r["samples"][0]["scores"], r["rewards"]), (last,), both_orders=sum(both) / len(both),
                 **{c: measured[c] for c in ("parse_rate", "tie_rate", "first_position", "swap_consistency", "tokens")})
             last = name
-    votes = read_rows(out / "voting" / "samples.jsonl")
-    if votes:
-        k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
-        guided = all("meta_logits" in r for r in votes)
-        for method, size in [("vote", 1), ("vote", k)] + ([("guided", k), ("random", k)] if guided else []) + [("oracle", k)]:
-            against = last if size == 1 else "vote @1" if method == "vote" else f"vote @{k}"
-            row(f"{method} @{size}", votes, lambda r, m=method, s=size: item_credit(r, s, m), against, parse_rate=parsed)
+    for judge, folder in (("GRM-RFT", "voting_rft"), ("GRM (RL)", "voting")):
+        votes = read_rows(out / folder / "samples.jsonl")
+        if votes:
+            k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
+            guided = all("meta_logits" in r for r in votes)
+            for method, size in [("vote", 1), ("vote", k)] + ([("guided", k), ("random", k)] if guided else []) + [("oracle", k)]:
+                before = judge if size == 1 else f"{judge}, vote @{1 if method == 'vote' else k}"
+                row(f"{judge}, {method} @{size}", votes, lambda r, m=method, s=size: item_credit(r, s, m),
+                    (before,) + ((f"GRM-RFT, {method} @{size}",) if judge != "GRM-RFT" else ()), parse_rate=parsed)
     return rows
 
 
@@ -320,7 +324,7 @@ def cost_rows(out):
     for stage in read_rows(out / "stages.jsonl"):
         name = stage["stage"]
         metrics = read_rows(out / name / "metrics.jsonl")
-        judged = read_rows(out / name / "samples.jsonl") if name in ("voting", *GREEDY.values()) else []
+        judged = read_rows(out / name / "samples.jsonl") if name in ("voting", "voting_rft", *GREEDY.values()) else []
         kinds = {"written": ([s["tokens"] for r in judged for s in r["samples"]], [m for m in metrics if m.get("judgments")]),
                  "trained": ([m["tokens"] for m in metrics if "tokens" in m], [m for m in metrics if "tokens" in m])}
         measured = ""
@@ -415,7 +419,8 @@ def markdown(rows):
     lines = ["| | items | accuracy, % | 95 % interval | difference, points | both orders, % | parse rate | first shown wins | same verdict in both orders |",
              "|---|---|---|---|---|---|---|---|---|"]
     for r in rows:
-        ends = f"{percent(r, 'difference_low', '+')} to {percent(r, 'difference_high', '+')} ({r['against']})" if r.get("against") else ""
+        ends = "; ".join(f"{percent(r, p + 'difference_low', '+')} to {percent(r, p + 'difference_high', '+')} ({r[p + 'against']})"
+                         for p in ("", "second_") if r.get(p + "against"))
         more = [percent(r, key) for key in ("both_orders", "parse_rate", "first_position", "swap_consistency")]
         if more[1]:
             more[1] += f" ({percent(r, 'parse_low')} - {percent(r, 'parse_high')})"
@@ -447,10 +452,10 @@ def main():
     parser.add_argument("--rft_items", type=int, default=320, help="training items of RFT")
     parser.add_argument("--meta_items", type=int, default=80, help="training items of the meta RM, the first of those of RFT")
     parser.add_argument("--test_items", type=int, default=120, help="test items")
-    parser.add_argument("--voting_items", type=int, default=60, help="test items that are voted on")
+    parser.add_argument("--voting_items", type=int, default=120, help="test items that are voted on")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
     parser.add_argument("--rft", default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 --save_every 25", help="flags of spct_rft.py")
-    parser.add_argument("--rl", default="--steps 25 --prompts_per_step 8 --micro_batch_size 16 --lr 1e-4 --beta 0.01 --save_every 5",
+    parser.add_argument("--rl", default="--steps 36 --prompts_per_step 8 --G 8 --micro_batch_size 16 --lr 8e-5 --beta 0.08 --save_every 3",
                         help="flags of spct_rl.py")
     parser.add_argument("--meta_rm", default="--epochs 0.5 --batch_size 8 --micro_batch_size 8 --lr 1e-4",
                         help="flags of meta_rm.py")
