@@ -89,25 +89,28 @@ def summarise(out, seed, seconds):
     return summary
 
 
-def print_summary(summary, out):
-    print(f"\ntoy world, {summary['n_test']} test items, seed {summary['seed']}: accuracy in %; paper: 27B, Overall")
-    paper = {"base": "-", "rft": "68.8", "grm": "69.9"}
-    for name in ("base", "rft", "grm"):
+def summary_lines(summary):
+    """What the demo prints before the curves; the block in README.md's quick start is this, of results/demo.json."""
+    lines = [f"toy world, {summary['n_test']} test items, seed {summary['seed']}: accuracy in %; paper: 27B, Overall"]
+
+    def add(label, value, interval, paper):
+        lines.append(f"  {label:<23}{100 * value:5.1f}  {interval:<14}{paper}")
+    for name, paper in (("base", "-"), ("rft", "68.8"), ("grm", "69.9")):
         low, high = summary[name]["greedy_ci"]
-        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
-        print(f"  {name:<4} greedy            {100 * summary[name]['greedy']:5.1f}  {interval}   paper {paper[name]}")
-    paper = {"1": "67.9", "8": "70.6", "32": "71.0"}
-    for k, value in summary["voting"].items():
-        print(f"  Voting@{k:<2}               {100 * value:5.1f}                  paper {paper[k]}")
-    paper = {"8": "72.0", "32": "72.8"}
-    for k, value in summary["guided"].items():
-        print(f"  guided by meta RM @{k:<2}    {100 * value:5.1f}                  paper {paper[k]}")
+        add(f"{name:<4} greedy", summary[name]["greedy"], f"[{100 * low:.1f}, {100 * high:.1f}]", f"paper {paper}")
+    for method, label, paper in (("voting", "Voting @", {"1": "67.9", "8": "70.6", "32": "71.0"}),
+                                 ("guided", "guided by meta RM @", {"8": "72.0", "32": "72.8"})):
+        for k, value in summary[method].items():
+            add(label + k, value, "", f"paper {paper[k]}")
     for k, value in summary["random_subset"].items():
-        print(f"  random {int(k) // 2} of {k:<2}         {100 * value:5.1f}                  (control)")
-    print("paired differences, 95 % intervals in points:")
-    for name, (low, high) in summary["paired"].items():
-        print(f"  {name:<20} [{100 * low:+.1f}, {100 * high:+.1f}]")
-    print("seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items()) + "\n", flush=True)
+        add(f"random {int(k) // 2} of {k}", value, "", "(control)")
+    lines.append("paired differences, 95 % intervals in points:")
+    lines += [f"  {name:<20} [{100 * low:+.1f}, {100 * high:+.1f}]" for name, (low, high) in summary["paired"].items()]
+    return [*lines, "seconds: " + ", ".join(f"{k} {v:.0f}" for k, v in summary["seconds"].items())]
+
+
+def print_summary(summary, out):
+    print("\n" + "\n".join(summary_lines(summary)) + "\n", flush=True)
     os.execv(sys.executable, [sys.executable, str(HERE / "eval.py"), "--runs", f"base={out}/eval_base", f"RFT={out}/eval_rft",
                               f"GRM={out}/eval_grm", f"voting={out}/voting", "--output", str(out / "tables")])
 
