@@ -102,7 +102,7 @@ def bradley_terry_rows(sequences, rewards):
 def pair_rows(tokenizer, example):
     """Training rows [(sequence, sign)]: the best response with each other one, in both orders (Choice: no position bias).
 
-    Template (C) with two responses; the assistant's turn is the end token alone.
+    The meta RM's prompt with two responses; the assistant's turn is the end token alone.
     """
     best = example.rewards.index(max(example.rewards))
     return [[(meta_ids(tokenizer, example.permuted(order), ""), sign)] for j in range(len(example.responses)) if j != best
@@ -273,7 +273,7 @@ def cloud(args, accelerator, output, items, test):
 def judge(args, output):
     """LLM-as-a-Judge: spct_rft.py, spct_rl.py, eval.py and infer_scale.py with --rating best, as four commands.
 
-    Deviation: the paper's RL data for it are pairs only; here lists of n > 2 too, since template (D) has room for them.
+    Deviation: the paper's RL data for it are pairs only; here lists of n > 2 too, since its prompt has room for them.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("judge starts four programs; run it with python, or accelerate launch the commands that it prints")

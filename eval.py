@@ -255,7 +255,7 @@ def draw_curves(table, flat, path, caption):
                           label=NAMES[method] + (f" ({label})" if len(labels) > 1 else ""))
                 axes.fill_between(k, inside([p["low"] for p in points]), inside([p["high"] for p in points]),
                                   color=COLOURS[method], alpha=0.12, lw=0)
-    greys = ["0.0", "0.3", "0.5", "0.65", "0.8"]
+    greys = ["0.0", "0.2", "0.35", "0.45", "0.55"]
     for (name, value), grey in zip(flat.items(), greys * 9, strict=False):
         axes.axhline(inside(value), lw=1, ls=(0, (4, 3)), color=grey)
         axes.annotate(f"{name} {100 * value:.1f}", (1.0, inside(value)), xycoords=("axes fraction", "data"),

@@ -92,7 +92,7 @@ GENERAL_CRITERIA = {
         ("Partially Relevant", "much of it is about something else: mostly about the weather, a little about the trip."),
         ("Not Relevant", "about another subject altogether.")],
 }
-SINGLE_CRITERIA = {  # template (B): three criteria, bands without point ranges
+SINGLE_CRITERIA = {  # training on single responses: three criteria, bands without point ranges
     "Instruction Adherence": GENERAL_CRITERIA["Instruction Adherence"],
     "Clarity": [("Very Clear", "well ordered and unambiguous."), ("Clear", "understood at one reading."),
                 ("Somewhat Unclear", "a reader must guess in places."), ("Unclear", "cannot be followed.")],
@@ -113,8 +113,8 @@ def describe_criteria(criteria, bands):
 def build_prompt(example, template="full", rating="1-10", principles=True, use_reference=False, hint=False):
     r"""The judge's prompt for one item, responses in the order of `example`: one user turn, no system turn.
 
-    Source: paper App. G. rating "1-10" is template (A), used for every n; "0-1" is (B), for n = 1 in training (§3.2);
-            "best" is (D), LLM-as-a-Judge (Eq. 6): the box holds the number of the best response instead of scores.
+    Source: paper App. G. rating "1-10" is the default prompt, for every n; "0-1" that of single responses in training (§3.2);
+            "best" that of LLM-as-a-Judge (Eq. 6): the box holds the number of the best response instead of scores.
     Args:   template: "full", "compact" (the same blocks in fewer words, for small models), or a file with the fields
                 {conversation} {responses} {output_format} (or a \boxed of its own), optionally the others of FULL, COMPACT, BODY.
             principles: True (Eq. 9: the model writes them), False (ablation of Table 4), or a list of given ones (Eq. 8).
@@ -152,10 +152,10 @@ def build_prompt(example, template="full", rating="1-10", principles=True, use_r
     if use_reference and not example.reference:
         raise UserError(f"item {example.id} has no 'reference'; add the field or drop --use_reference")
     given = principles if isinstance(principles, (list, tuple)) else None
-    index = [""] if rating == "0-1" else [f" {i}" for i in range(1, n + 1)]  # template (B) has no index
+    index = [""] if rating == "0-1" else [f" {i}" for i in range(1, n + 1)]  # a single response in training has no index
     boxes = ", ".join("x" * (1 if rating == "best" else n))
     criteria = SINGLE_CRITERIA if rating == "0-1" else GENERAL_CRITERIA
-    bands = ("9-10", "6-8", "3-5", "1-2") if rating == "1-10" else (None,) * 4  # (B) and (D) print no point ranges
+    bands = ("9-10", "6-8", "3-5", "1-2") if rating == "1-10" else (None,) * 4  # only the default prints point ranges
     fields = {
         "principles_task": PRINCIPLES_TASK["given" if given else bool(principles)],
         "scale": SCALE[rating],

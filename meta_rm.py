@@ -47,10 +47,10 @@ from runs import (
     write_json,
 )
 
-# ----- §4 and App. G (C): what the meta RM reads -----
+# ----- §4 and App. G: what the meta RM reads -----
 
 def meta_messages(shown, text):
-    """Template (C): the request, the conversation and the responses as the judge saw them; the judgment as the answer.
+    """The meta RM's prompt: the request, the conversation and the responses as the judge saw them; the judgment as the answer.
 
     Deviation: wrapped in the backbone's own chat template (paper: DeepSeek-V3's).
     shown: the example in displayed order.  text: the judge's whole output (Choice: with its scores, as the paper's cases).

@@ -9,7 +9,7 @@ from toy import DOMAINS
 
 VALUES = {"accuracy": "accuracy, %", "auc": "ROC-AUC, %", "share": "share of the GRM's wrong judgments, %", "tokens": "tokens"}  # column: its heading
 MORE = {  # columns of their own of some tables: heading, factor, decimals
-    "compute": {"mflops": ("million FLOPs an item", 1, 0)},
+    "compute": {"mflops": ("million FLOPs an item", 1, 0), "mflops_shared": ("with shared prompts", 1, 0)},
     "failures": {"count": ("judgments", 1, 0), "share_base": ("base, %", 100, 1), "share_rft": ("GRM-RFT, %", 100, 1),
                  "share_undamaged": ("undamaged, %", 100, 1)},
     "methods": {**{d: (d, 100, 1) for d in DOMAINS}, "updates": ("updates in training", None, 0)},  # None: a text
@@ -53,18 +53,18 @@ CLAIMS = [  # what the paper claims, and the table and row that put it to the te
     ("RFT and RL without rejective sampling are worse", "ablations", "GRM without rejective sampling"),
     ("RFT and RL without principles are worse", "ablations", "GRM without principles"),
     ("... its votes too", "ablations", "GRM without principles, Voting@8"),
-    ("without the KL term RL collapses", "kl", "beta 0"),
+    ("without the KL term RL is worse", "kl", "beta 0"),
     ("LLM-as-a-Judge is worse than the GRM", "methods", "LLM-as-a-Judge, greedy"),
     ("Bradley-Terry is worse", "methods", "Bradley-Terry (BTRM)"),
     ("CLoud is worse", "methods", "CLoud, greedy"),
     ("PairRM is worse", "methods", "PairRM"),
     ("token probabilities help LLM-as-a-Judge", "methods", "LLM-as-a-Judge, TokenProb@8"),
     ("CLoud gains from more critiques", "methods", "CLoud @8"),
-    ("RFT and RL help on single responses (ROC-AUC)", "single_responses", "GRM, greedy"),
+    ("the GRM beats the base on single responses (ROC-AUC)", "single_responses", "GRM, greedy"),
     ("a list is judged as well as pairs", "list_or_pairs", "GRM, pairs"),
     ("a reference answer helps", "reference", "GRM, reference shown"),
     ("the GRM's principles help another judge", "principles", "base, the GRM's"),
-    ("a domain left out of training is judged worse", "heldout_safety", "GRM without safety, greedy"),
+    ("training data left out cost accuracy (here: a domain, on its items)", "heldout_safety", "GRM without safety, greedy"),
 ]
 
 
@@ -160,12 +160,13 @@ def draw(folder):
     if rows:
         points = [{"run": "GRM", "method": r["method"], "k": int(r["k"]), **{c: float(r[c]) for c in ("accuracy", "low", "high")}}
                   for r in rows if r["method"]]
-        flat = {r["row"].replace(", greedy", ""): float(r["accuracy"]) for r in read("training", folder)
+        flat = {r["row"]: float(r["accuracy"]) for r in read("training", folder)
                 if r["row"].endswith(", greedy") and "general" not in r["row"] and "straight" not in r["row"] and r["low"]}
+        flat |= {r["row"]: float(r["accuracy"]) for r in rows if r["row"].startswith("undamaged") and r["low"]}
         flat["chance"] = float(rows[0]["chance"])
         command, commits = caption(rows)
         evaluation.draw_curves(points, flat, folder / "scaling.png", f"{command}  |  commit {commits}\ntoy world, {rows[1]['items']} "
-                               f"test items, seeds of the curves: {len(rows[1]['seeds'].split())}, 95 % intervals over items")
+                               f"test items, seeds of the curves: {len(rows[1]['seeds'].split())}, 95 % intervals over items; above 99.9 is drawn at 99.9")
     rows = read("k_meta", folder)
     if rows:
         draw_k_meta(rows, folder / "k_meta.png")
@@ -189,9 +190,10 @@ def draw(folder):
             axis.set_title(title, fontsize=9)
             axis.grid(alpha=0.25)
         axes[0, 0].legend(fontsize=7)
-        axes[1, 1].set_xlabel("RL step (64 items x 4 judgments)")
+        for axis in axes[1]:
+            axis.set_xlabel("RL step (64 items x 4 judgments)")
         command, commits = caption(rows)
-        figure.text(0.01, 0.01, f"{command}  |  commit {commits}  |  one line per seed, toy world", fontsize=6.5, color="0.35")
+        figure.text(0.01, 0.01, f"{command}  |  commit {commits}  |  one line per seed, judgments sampled at temperature 1, toy world", fontsize=6.5, color="0.35")
         figure.tight_layout(rect=(0, 0.03, 1, 1))
         figure.savefig(folder / "rl_training.png", dpi=130)
         plt.close(figure)

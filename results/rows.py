@@ -2,8 +2,8 @@
 
 A result is one number per item and seed. A row's interval is the 95 % bootstrap over items of their means over seeds; its
 difference to another row is paired by item, over the seeds that both have (base and undamaged judge are the same for every
-seed). The verdict says whether that difference has the sign of the paper's, unless it is one of single seeds that is smaller
-than what seeds alone do.
+seed). The verdict says whether that difference has the sign of the paper's, unless the seeds contradict each other, or it is one of
+single seeds that is smaller than what seeds alone do.
 """
 import functools
 import math
@@ -123,18 +123,18 @@ def finish(specs, value="accuracy", domain_differences=False):
     for spec in specs:
         result, other = spec["result"], named.get(spec["against"])
         line = {"row": spec["label"], value: "not run", "low": "", "high": "", "seeds": "", "items": ""}
-        ends, spread, told = None, 0.0, {"difference_seeds": "", "from": "", "to": ""}
+        ends, spread, each, told = None, 0.0, [], {"difference_seeds": "", "from": "", "to": ""}
         if result:
             line |= summary(result, value)
             if other and other["result"]:
                 before, after = matched(other["result"], result)
-                ends = difference(before, after, value)
+                ends, each = difference(before, after, value), seed_differences(before, after, value)
                 spread = seed_spread(before, after, other["result"], result, value)
                 seeds = max(before["values"], after["values"], key=len)
                 told = {"difference_seeds": " ".join(map(str, seeds)), "from": summary(before, value)[value],
                         "to": summary(after, value)[value]}
         line |= {"against": spec["against"] or "", "difference_low": ends[0] if ends else "", "difference_high": ends[1] if ends else "",
-                 **told, "paper": spec["paper"], "verdict": verdict(spec, other, ends, told["to"] - told["from"] if ends else 0.0, spread)}
+                 **told, "paper": spec["paper"], "verdict": verdict(spec, other, ends, told["to"] - told["from"] if ends else 0.0, spread, each)}
         if value == "accuracy":
             line |= {d: by_domain(result, d) for d in DOMAINS}
         for d in DOMAINS if domain_differences else ():
@@ -151,13 +151,18 @@ def summary(result, value):
     if value == "auc":
         labels, columns = auc_columns(result, per_seed)
         mean, low, high = evaluation.auc_ci(columns, labels, draws=1000)
-        each = [evaluation.auc_ci(auc_columns(result, [s])[1], labels, draws=0)[0] for s in per_seed]
         count = len(labels)
     else:
         values = list(means(result).values())
         mean, (low, high), count = evaluation.mean(values), evaluation.bootstrap_ci(values), len(values)
-        each = [evaluation.mean(v.values()) for v in per_seed.values()]
-    return {value: mean, "low": low, "high": high, "seeds": " ".join(f"{scale * a:.1f}" for a in each), "items": count}
+    return {value: mean, "low": low, "high": high, "seeds": " ".join(f"{scale * a:.1f}" for a in seed_values(result, value)), "items": count}
+
+
+def seed_values(result, value):
+    """The number of each seed by itself."""
+    if value == "auc":
+        return [evaluation.auc_ci(columns, labels, draws=0)[0] for labels, columns in (auc_columns(result, [s]) for s in result["values"])]
+    return [evaluation.mean(v.values()) for v in result["values"].values()]
 
 
 def matched(a, b):
@@ -174,8 +179,14 @@ def seed_spread(before, after, a, b, value):
     since the intervals resample items only. 0 for two runs of one judge, for untrained ones, and for more than one seed."""
     if before["judge"] == after["judge"] or a["untrained"] or b["untrained"] or len(before["values"]) > 1:
         return 0.0
-    each = [[float(x) for x in summary(result, value)["seeds"].split()] for result in (a, b)]
-    return max(max(x) - min(x) for x in each) / (1 if value == "tokens" else 100)
+    return max(max(x) - min(x) for x in (seed_values(result, value) for result in (a, b)))
+
+
+def seed_differences(a, b, value):
+    """b - a of every seed by itself; a judge that was never trained, or the same seed of another run, has one number for all of them."""
+    x, y = (seed_values(r, value) for r in (a, b))
+    count = max(len(x), len(y))
+    return [after - before for before, after in zip(x * count if len(x) == 1 else x, y * count if len(y) == 1 else y, strict=False)]
 
 
 def difference(a, b, value):
@@ -213,9 +224,9 @@ def by_domain(result, domain):
     return evaluation.mean(values) if values else ""
 
 
-def verdict(spec, other, ends, ours=0.0, spread=0.0):
-    """agrees, differs, no difference seen, within the seeds' spread, or not tested; "-" where the paper does not report this
-    difference.  ours: the difference between ends; spread: that of seed_spread."""
+def verdict(spec, other, ends, ours=0.0, spread=0.0, each=()):
+    """agrees, differs, no difference seen, seeds disagree, within the seeds' spread, or not tested; "-" where the paper does not report
+    this difference.  ours: the difference between ends; spread: that of seed_spread; each: the differences of the seeds."""
     gain = spec["gain"]
     if gain is None and other and spec["number"] is not None and other["number"] is not None:
         gain = spec["number"] - other["number"]
@@ -228,6 +239,8 @@ def verdict(spec, other, ends, ours=0.0, spread=0.0):
         return "agrees" if low <= 0 <= high else "differs"
     if low <= 0 <= high:
         return "no difference seen"
+    if each and min(each) < 0 < max(each):
+        return "seeds disagree"
     if spread and abs(ours) <= spread:
         return "within the seeds' spread"
     return "agrees" if (low > 0) == (gain > 0) else "differs"

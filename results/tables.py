@@ -4,6 +4,7 @@ One function per table; it names rows: label, result, the paper's number, the ro
 undamaged judge, from which the toy's base was made, stands in the tables as the ceiling.
 """
 import functools
+import math
 from pathlib import Path
 
 import eval as evaluation
@@ -186,7 +187,7 @@ def heldout_safety(seeds):
     get = functools.partial(over_seeds, seeds, keep=among(frozenset(base["domain"] if base else ())))  # votes were cast on more items
     specs = [row("base, greedy", base),
              row("GRM, greedy", get("grm/greedy", greedy_credit), "86.0"),
-             row("GRM without safety, greedy", get("heldout/greedy", greedy_credit), "83.0", "GRM, greedy"),
+             row("GRM without safety, greedy", get("heldout/greedy", greedy_credit), "83.0 without MATH data", "GRM, greedy"),
              row("GRM, Voting@32", get("heldout/reference", voting_credit(32)), "", "GRM, greedy"),
              row("GRM, guided @32", get("heldout/reference", voting_credit(32, "guided")), "", "GRM, Voting@32"),
              row("GRM without safety, Voting@32", get("heldout/voting", voting_credit(32)), "", "GRM without safety, greedy"),
@@ -254,10 +255,10 @@ def principles(seeds):
     """Tables 1 and 14 (Chat Hard / IFEval): the settings of results/principles.py. The paper's base is Gemma-2-27B-it; its judge
     that borrows the GRM's principles is GPT-4o, so there its gain stands instead of a number."""
     oracle = "own, filtered (oracle)"
-    paper = {"base, none": ("59.1/56.1", 57.6), "base, own": ("64.0/55.8", 59.9), f"base, {oracle}": ("68.0/57.3", 62.65),
+    paper = {"base, none": ("59.1/56.1", 57.6), "base, own": ("64.0/55.8", 59.9), f"base, {oracle}": ("68.0/57.3", None),
              "base, the GRM's": ("GPT-4o: 75.9/55.6 to 78.1/58.3", None), "GRM, own": ("78.3/59.8", 69.05),
-             f"GRM, {oracle}": ("77.0/58.5", 67.75)}
-    gains = {"base, the GRM's": 2.45}  # the mean of 2.2 and 2.7
+             f"GRM, {oracle}": ("77.0/58.5", None)}
+    gains = {"base, the GRM's": 2.45, f"base, {oracle}": 2.75}  # the mean of 2.2 and 2.7; of 4.0 and 1.5 (over "own")
     specs, ids = [], frozenset()
     for name, judge in (("base", "base"), ("rft", "GRM-RFT"), ("grm", "GRM")):
         for j, setting in enumerate(SETTINGS):
@@ -265,7 +266,7 @@ def principles(seeds):
                 continue  # its own once more
             result = over_seeds(seeds, f"principles/{name}", nth_credit(j))
             ids = ids or frozenset(result["domain"] if result else ())
-            label, against = f"{judge}, {setting}", {"none": None, "own": "none", SETTINGS[5]: SETTINGS[4]}.get(setting, "own")
+            label, against = f"{judge}, {setting}", {"none": None, "own": "none", oracle: "own, given", SETTINGS[5]: SETTINGS[4]}.get(setting, "own")
             text, number = paper.get(label, ("", None))
             specs.append(row(label, result, text, against and f"{judge}, {against}", number, gains.get(label)))
     write("principles", finish([*specs, ceiling(seeds, among(ids))]))
@@ -274,8 +275,7 @@ def principles(seeds):
 def failures(seeds):
     """App. F.2: what the wrong greedy judgments are wrong in (results/failures.py); the paper's counts are of 10 errors each in
     Reward Bench / PPE Preference / PPE Correctness / RMB, decided by hand."""
-    paper = {"wrong critique": ("21 of 40 (4/5/7/5)", 52.5, "wrong weights"), "wrong weights": ("13 of 40 (4/4/3/2)", 32.5, "wrong principles"),
-             "wrong principles": ("2 of 40 (1/1/0/0)", 5.0, None)}
+    paper = {"wrong critique": "21 of 40 (4/5/7/5)", "wrong weights": "13 of 40 (4/4/3/2)", "wrong principles": "2 of 40 (1/1/0/0)"}
     reports = {judge: {seed: load(seed, f"failures/{judge}") for seed in seeds if load(seed, f"failures/{judge}")}
                for judge in ("base", "rft", "grm", "undamaged")}
 
@@ -286,10 +286,9 @@ def failures(seeds):
                           "commits": {r["commit"] for r in reports[judge].values()}}
     specs = []
     for kind in CLASSES:
-        text, number, against = paper.get(kind, ("", None, None))
         others = {f"share_{judge}": evaluation.mean(means(share(judge, kind)).values()) if reports[judge] else ""
                   for judge in ("base", "rft", "undamaged")}
-        specs.append(row(kind, share("grm", kind), text, against, number, **others,
+        specs.append(row(kind, share("grm", kind), paper.get(kind, ""), **others,
                          count=sum(r["report"]["classes"][kind] for r in reports["grm"].values())))
     write("failures", finish(specs, "share"))
 
@@ -298,7 +297,7 @@ def failures(seeds):
 
 def compute(seeds):
     """Fig. 4 with its axis in FLOPs: sizes of the toy judge after RFT and RL, voted. FLOPs per item = 2 x parameters x k x (prompt +
-    generated tokens). The paper's Reward Bench: its 16B, 27B and 671B stand beside small, medium and large."""
+    generated tokens), mflops; or with every distinct prompt (response order) of an item computed once, mflops_shared. The paper's Reward Bench: its 16B, 27B and 671B stand beside small, medium and large."""
     paper = {"small, greedy": "82.9", "small, Voting@8": "84.9", "medium, greedy": "86.0", "medium, Voting@8": "87.7",
              "medium, Voting@32": "88.5", "large, greedy": "88.4"}
     against = {"small, Voting@8": "medium, greedy", "medium, greedy": "small, greedy", "medium, Voting@8": "large, greedy",
@@ -313,25 +312,29 @@ def compute(seeds):
             name = voted if k else greedy
             result = over_seeds(seeds, name, voting_credit(k) if k else greedy_credit)
             specs.append(row(label, result, paper.get(label, ""), against.get(label), size=size, k=k or 1,
-                             greedy=int(not k), mflops=max(k, 1) * flops_per_judgment(runs[name]) / 1e6 if runs[name] else ""))
+                             greedy=int(not k), mflops=flops_per_item(runs[name], max(k, 1)) / 1e6 if runs[name] else "",
+                             mflops_shared=flops_per_item(runs[name], max(k, 1), shared=True) / 1e6 if runs[name] else ""))
     for small, large in (("small", "medium"), ("medium", "large")):
         rich = next(s for s in specs if s["label"] == f"{large}, greedy")
         cheap = [s for s in specs if s["more"]["size"] == small and s["result"] and not s["more"]["greedy"]]
-        cheap = [s for s in cheap if rich["result"] and s["more"]["mflops"] <= rich["more"]["mflops"]]
-        if cheap:
-            best = cheap[-1]
-            specs.append({**best, "label": f"{best['label']} for at most the compute of {large}, greedy", "paper": "", "number": None,
-                          "against": f"{large}, greedy", "more": {**best["more"], "size": ""}})
+        for axis, how in (("mflops", ""), ("mflops_shared", ", prompts shared")):
+            within = [s for s in cheap if rich["result"] and s["more"][axis] <= rich["more"][axis]]
+            if within:
+                best = within[-1]
+                specs.append({**best, "label": f"{best['label']} for at most the compute of {large}, greedy{how}", "paper": "", "number": None,
+                              "against": f"{large}, greedy", "more": {**best["more"], "size": ""}})
     undamaged = ceiling(seeds)
     write("compute", finish([*specs, undamaged]))
 
 
-def flops_per_judgment(records):
-    """2 x parameters x tokens of one judgment, mean over the judgments of all runs; the attention's own products are left out."""
-    def tokens(record):
-        rows = evaluation.graded(record["rows"])
-        return evaluation.mean(s["prompt_tokens"] + s["tokens"] for r in rows for s in r["samples"])
-    return 2 * evaluation.mean(r["parameters"] * tokens(r) for r in records)
+def flops_per_item(records, k, shared=False):
+    """2 x parameters x tokens of k judgments, mean over the items of all runs; the attention's own products are left out.
+    shared: an item has n! prompts, one per response order, of which k draws meet n! (1 - (1 - 1/n!)^k) on average."""
+    def tokens(row):
+        orders = math.factorial(row["n"])
+        prompts = orders * (1 - (1 - 1 / orders) ** k) if shared else k
+        return sum(per_prompt * evaluation.mean(s[kind] for s in row["samples"]) for per_prompt, kind in ((prompts, "prompt_tokens"), (k, "tokens")))
+    return 2 * evaluation.mean(r["parameters"] * evaluation.mean(tokens(row) for row in evaluation.graded(r["rows"])) for r in records)
 
 
 # ----- why guidance gains little here -----
@@ -353,6 +356,7 @@ def guidance(seeds):
         parsed = [(s["scores"], z, r["rewards"]) for r in samples for s, z in zip(r["samples"], r["meta_logits"], strict=True)
                   if s["scores"]]
         labels = [is_correct(scores, rewards) for scores, _, rewards in parsed]
+        clear = [j for j, (scores, _, _) in enumerate(parsed) if margin(scores)]  # a judgment without a margin is wrong by definition
         tied = [not y and scores[rewards.index(max(rewards))] == max(scores)
                 for (scores, _, rewards), y in zip(parsed, labels, strict=True)]
         by_margin = [{**r, "meta_logits": [s["scores"] and margin(s["scores"]) for s in r["samples"]]} for r in samples]
@@ -360,6 +364,8 @@ def guidance(seeds):
                      "wrong": 1 - evaluation.mean(labels) - evaluation.mean(tied),
                      "auc_meta_rm": roc_auc([z for _, z, _ in parsed], labels),
                      "auc_margin": roc_auc([margin(scores) for scores, _, _ in parsed], labels),
+                     "auc_meta_rm_untied": roc_auc([parsed[j][1] for j in clear], [labels[j] for j in clear]),
+                     "auc_margin_untied": roc_auc([margin(parsed[j][0]) for j in clear], [labels[j] for j in clear]),
                      **{f"{name}@{k}": evaluation.mean(item_credit(r, k, method) for r in used) for k in (8, 32)
                         for name, method, used in (("vote", "vote", samples), ("guided", "guided", samples),
                                                    ("by_margin", "guided", by_margin), ("random", "random", samples))},

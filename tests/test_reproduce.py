@@ -146,6 +146,9 @@ def test_verdicts():
     assert verdict(row("ours", {}, "", "base"), base, (0.01, 0.02)) == "-"
     assert verdict(row("worse", {}, "collapse", "base", gain=-1), base, (-0.02, -0.01)) == "agrees"
     assert verdict(row("alone", None, "60.0"), None, None) == "not tested"
+    assert verdict(better, base, (0.01, 0.03), each=[0.05, 0.01]) == "agrees"
+    assert verdict(better, base, (0.01, 0.03), each=[0.05, -0.01]) == verdict(better, base, (-0.03, -0.01), each=[-0.05, 0.01]) == "seeds disagree"
+    assert verdict(better, base, (-0.01, 0.01), each=[0.05, -0.04]) == "no difference seen"
 
 
 def test_a_table_row_by_hand(here):
@@ -215,6 +218,26 @@ def test_one_seed_says_nothing_where_seeds_differ_by_as_much(here):
     grm, voting, small, tiny = (over_seeds((0, 1), name, greedy_credit) for name in ("grm/greedy", "grm/voting", "small/greedy", "tiny/greedy"))
     lines = finish([row("GRM", grm, "70.0"), row("GRM, voting", voting, "71.0", "GRM"), row("small", small, "60.0", "GRM"), row("tiny", tiny, "50.0", "GRM")])
     assert [line["verdict"] for line in lines[1:]] == ["agrees", "within the seeds' spread", "agrees"]  # +9 of one judge; -15; -25
+
+
+def test_seeds_that_contradict_each_other_say_so(here):
+    def rows(right):
+        return [{"id": f"x-{i}", "domain": "chat", "rewards": [1, 0], "n": 2, "response_lengths": [1, 1], "samples": [
+            {"permutation": [0, 1], "scores": [9, 1] if i < right else [1, 9], "reason": "ok", "tokens": 5, "prompt_tokens": 9}]} for i in range(100)]
+    for seed, right, other in ((0, 60, 90), (1, 70, 66), (2, 50, 60)):  # +30, -4, +10
+        here("grm/greedy", rows(right), seed=seed)
+        here("other/greedy", rows(other), seed=seed)
+        compact.record_finished(seed)
+    for seeds, expected in (((0, 1, 2), "seeds disagree"), ((0, 2), "agrees")):
+        grm, other = (over_seeds(seeds, name, greedy_credit) for name in ("grm/greedy", "other/greedy"))
+        assert finish([row("GRM", grm, "60.0"), row("other", other, "65.0", "GRM")])[1]["verdict"] == expected
+
+
+def test_compute_of_a_vote_by_hand_and_with_each_prompt_once():
+    record = {"parameters": 10, "rows": [{"n": 2, "rewards": [1, 0], "samples": [{"prompt_tokens": 7, "tokens": 3}] * 4}]}
+    assert tables.flops_per_item([record], 4) == 2 * 10 * 4 * 10
+    assert tables.flops_per_item([record], 1, shared=True) == 2 * 10 * 10
+    assert tables.flops_per_item([record], 2, shared=True) == 2 * 10 * (7 * 1.5 + 2 * 3)  # half of the time both draws have the same order
 
 
 def test_pairs_of_one_list_are_one_item_that_all_of_them_must_win(here):
