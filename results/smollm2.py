@@ -12,7 +12,7 @@ to --data as it is: `read_source` makes records of it, of all its pairs and in a
 those of the table to the digit.
 
 Stages: split by prompt -> warm-up -> RFT -> RL -> meta RM -> voting, greedy evaluation after each. Every stage is one command
-of ours, printed before it runs; finished ones are skipped, killed ones continue (the warm-up, minutes long, starts again).
+of ours, printed before it runs; finished ones are skipped, killed ones continue.
 Writes runs/smollm2/stages.jsonl (command, commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv, results/smollm2_rl.csv
 and results/smollm2_judgments.md; with another --output, files named after that folder.
 
@@ -49,11 +49,13 @@ from runs import (  # noqa: E402
     batch_indices,
     command_line,
     git_commit,
+    load_state,
     log_metrics,
     read_flags,
     read_json,
     read_rows,
     save_model,
+    save_state,
     seed_everything,
     start_accelerator,
     write_rows,
@@ -121,21 +123,29 @@ def warm_up(model_name, data, output, args):
     """
     accelerator = start_accelerator()
     model, tokenizer = sampler.load_model(model_name, accelerator.device, torch.float32)
-    samples, right = [], []
-    for example in load_examples(data, limit=args.warmup_items):
+    drawn = read_rows(output / "judgments.jsonl")  # of a run that was killed
+    for example in load_examples(data, limit=args.warmup_items)[len(drawn):]:
         rng = random.Random(f"{args.seed}/{example.id}")
         shown, quality = example.permuted(rng.sample(range(len(example.responses)), len(example.responses))), rng.choice(QUALITIES)
         with accelerator.autocast():
             best = own_verdict(model, tokenizer, shown, quality, rng)
-        right.append(shown.rewards[best] == max(shown.rewards))  # only reported
-        samples.append(encode_chat(tokenizer, build_prompt(shown, TEMPLATE), judgment(shown, quality, best)))
-    print(f"warm-up: {len(samples)} judgments, {100 * sum(right) / len(right):.1f} % of their verdicts right by the labels", flush=True)
-    log_metrics(output, judgments=len(samples), right=sum(right) / len(right))
+        prompt, completion = encode_chat(tokenizer, build_prompt(shown, TEMPLATE), judgment(shown, quality, best))
+        drawn.append({"prompt": prompt, "completion": completion, "right": shown.rewards[best] == max(shown.rewards)})  # only reported
+        append_jsonl(output / "judgments.jsonl", drawn[-1:])
+    samples, right = [(r["prompt"], r["completion"]) for r in drawn], sum(r["right"] for r in drawn) / len(drawn)
+    print(f"warm-up: {len(samples)} judgments, {100 * right:.1f} % of their verdicts right by the labels", flush=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.warmup_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    state, first = load_state(output / "state.pt"), 0
+    if state:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    else:
+        log_metrics(output, judgments=len(samples), right=right)
     model, optimizer = accelerator.prepare(model, optimizer)
     model.train()
     steps, size = len(samples) // 4, 4
-    for step in range(steps):
+    for step in range(first, steps):
         started = time.time()
         seed_everything(args.seed * 1_000_003 + step)
         batch = [samples[i] for i in batch_indices(step, size, len(samples), args.seed)]
@@ -148,7 +158,10 @@ def warm_up(model_name, data, output, args):
         optimizer.zero_grad()
         log_metrics(output, step=step + 1, loss=loss.item(), tokens=sum(len(c) for _, c in batch), seconds=time.time() - started)
         print(f"warm-up {step + 1}/{steps}: loss {loss.item():.3f}", flush=True)
+        if (step + 1) % args.warmup_save_every == 0:
+            save_state(output / "state.pt", model=accelerator.unwrap_model(model).state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
     save_model(output / "model", accelerator.unwrap_model(model), tokenizer)
+    (output / "state.pt").unlink(missing_ok=True)
 
 
 # ----- the stages -----
@@ -449,6 +462,7 @@ def main():
     parser.add_argument("--max_words", type=int, default=32, help="leave out items with more words in prompt and responses")
     parser.add_argument("--warmup_items", type=int, default=320, help="judgments of the warm-up")
     parser.add_argument("--warmup_lr", type=float, default=3e-4, help="peak learning rate of the warm-up")
+    parser.add_argument("--warmup_save_every", type=int, default=20, help="updates between saves of the warm-up's training state")
     parser.add_argument("--rft_items", type=int, default=320, help="training items of RFT")
     parser.add_argument("--meta_items", type=int, default=80, help="training items of the meta RM, the first of those of RFT")
     parser.add_argument("--test_items", type=int, default=120, help="test items")

@@ -63,6 +63,36 @@ def test_the_verdict_is_the_models_own_and_not_the_labels(byte_tokenizer):
                 assert shown.responses[best].endswith("b.")
 
 
+def test_a_warm_up_that_was_killed_continues_to_the_same_weights(tmp_path, monkeypatch):
+    write_rows(tmp_path / "train.jsonl", items(16))
+    args = SimpleNamespace(seed=0, warmup_items=16, warmup_lr=1e-3, warmup_save_every=2)
+    monkeypatch.chdir(ROOT)
+
+    def weights(folder):
+        smollm2.warm_up("toy_base/medium", str(tmp_path / "train.jsonl"), tmp_path / folder, args)
+        return (tmp_path / folder / "model" / "model.safetensors").read_bytes()
+    whole, log = weights("whole"), smollm2.log_metrics
+
+    class Killed(Exception):
+        pass
+
+    def die(at):
+        def log_or_die(output, **row):
+            if row.get("step") == at:
+                raise Killed
+            log(output, **row)
+        return log_or_die
+    for at in (1, 3, 4):  # before the first save, between saves, at one
+        monkeypatch.setattr(smollm2, "log_metrics", die(at))
+        with pytest.raises(Killed):
+            weights("killed")
+    monkeypatch.setattr(smollm2, "log_metrics", log)
+    drawn = smollm2.own_verdict
+    monkeypatch.setattr(smollm2, "own_verdict", None)  # what was drawn is not drawn again
+    assert weights("killed") == whole and [r["step"] for r in read_rows(tmp_path / "killed" / "metrics.jsonl") if "step" in r][-1] == 4
+    monkeypatch.setattr(smollm2, "own_verdict", drawn)
+
+
 def test_split_keeps_a_prompt_in_one_part_and_drops_long_items(tmp_path):
     rows = items(120) + [{**items(1)[0], "id": "long", "prompt": "word " * 41}]
     write_rows(tmp_path / "data.jsonl", rows)
