@@ -469,7 +469,7 @@ def main():
     parser.add_argument("--voting_items", type=int, default=120, help="test items that are voted on")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
     parser.add_argument("--rft", default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 --save_every 25", help="flags of spct_rft.py")
-    parser.add_argument("--rl", default="--steps 24 --prompts_per_step 8 --G 8 --micro_batch_size 16 --lr 1e-4 --beta 0.08 --save_every 3",
+    parser.add_argument("--rl", default="--steps 16 --prompts_per_step 8 --G 8 --micro_batch_size 16 --lr 1.5e-4 --beta 0.08 --save_every 2",
                         help="flags of spct_rl.py")
     parser.add_argument("--meta_rm", default="--epochs 0.75 --batch_size 8 --micro_batch_size 8 --lr 3e-4",
                         help="flags of meta_rm.py")
