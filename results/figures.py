@@ -227,6 +227,7 @@ def draw_compute(rows, path):
     """Accuracy against FLOPs per item, one line per size of the judge: voted with k judgments, and greedy as a square."""
     import matplotlib.pyplot as plt
     figure, axes = plt.subplots(figsize=(7.5, 5))
+    sizes = {r["size"]: "" for r in rows if r["size"] and r["mflops"]}
     for size, colour in (("small", "tab:green"), ("medium", "tab:blue"), ("large", "tab:red")):
         points = [r for r in rows if r["size"] == size and r["mflops"]]
         for voted, style in ((True, "o-"), (False, "s")):
@@ -247,7 +248,8 @@ def draw_compute(rows, path):
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8)
     command, commits = caption(rows)
-    figure.text(0.01, 0.01, f"{command}  |  commit {commits}\ntoy world, after RFT and RL, numbers: k, 95 % intervals over items",
+    figure.text(0.01, 0.01, f"{command}  |  commit {commits}\ntoy world, after RFT and RL, numbers: k, 95 % intervals over items; seeds: " + ", ".join(
+        f"{size} {max(len(r['seeds'].split()) for r in rows if r['size'] == size and r['greedy'] == '0')}" for size in sizes),
                 fontsize=6.5, color="0.35")
     figure.tight_layout(rect=(0, 0.03, 1, 1))
     figure.savefig(path, dpi=130)

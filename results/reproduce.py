@@ -1,4 +1,4 @@
-"""The runs behind the tables of README.md and results/README.md, on the toy world: up to three seeds, resumable, two at a time.
+"""The runs behind the tables of README.md and results/README.md, on the toy world: three seeds (more of some parts are on record), resumable, two at a time.
 
     python results/reproduce.py                    # all seeds; hours on 2 cores; a finished command is never run again
     python results/reproduce.py --seeds 0 --only grm
