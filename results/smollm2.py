@@ -324,10 +324,11 @@ def result_rows(out, train_items):
         if votes:
             k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
             guided = all("meta_logits" in r for r in votes)
-            for method, size in [("vote", 1), ("vote", k)] + ([("guided", k), ("random", k)] if guided else []) + [("oracle", k)]:
+            for method, size in [("vote", 1), ("vote", k)] + ([("random", k), ("guided", k)] if guided else []) + [("oracle", k)]:
                 before = judge if size == 1 else f"{judge}, vote @{1 if method == 'vote' else k}"
                 row(f"{judge}, {method} @{size}", votes, lambda r, m=method, s=size: item_credit(r, s, m),
-                    (before,) + ((f"GRM-RFT, {method} @{size}",) if judge != "GRM-RFT" else ()), parse_rate=parsed)
+                    (before, f"{judge}, random @{k}" if method == "guided" else "" if judge == "GRM-RFT" else f"GRM-RFT, {method} @{size}"),
+                    parse_rate=parsed)
     return rows
 
 
@@ -368,7 +369,8 @@ def cost_rows(out):
 
 
 def rl_rows(out):
-    """How RL went, this run's and those that were set aside beside it as OUTPUT-rl*/rl; means over the first and the last 8 steps."""
+    """How RL went, this run's and those that were set aside beside it as OUTPUT-rl*/rl; means over the first and the last 8 steps
+    (results/smollm2_rl_earlier.csv: earlier runs, in bf16 on another CPU)."""
     rows = []
     for folder in [out, *sorted(out.parent.glob(f"{out.name}-rl*"))]:
         steps = read_rows(folder / "rl" / "metrics.jsonl")
