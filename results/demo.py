@@ -90,7 +90,7 @@ def summarise(out, seed, seconds):
 
 
 def summary_lines(summary):
-    """What the demo prints before the curves; the block in README.md's quick start is this, of results/demo.json."""
+    """What the demo prints before the curves."""
     lines = [f"toy world, {summary['n_test']} test items, seed {summary['seed']}: accuracy in %; paper: 27B, Overall"]
 
     def add(label, value, interval, paper):
@@ -98,7 +98,7 @@ def summary_lines(summary):
     for name, paper in (("base", "-"), ("rft", "68.8"), ("grm", "69.9")):
         low, high = summary[name]["greedy_ci"]
         add(f"{name:<4} greedy", summary[name]["greedy"], f"[{100 * low:.1f}, {100 * high:.1f}]", f"paper {paper}")
-    for method, label, paper in (("voting", "Voting @", {"1": "67.9", "8": "70.6", "32": "71.0"}),
+    for method, label, paper in (("voting", "Voting@", {"1": "67.9", "8": "70.6", "32": "71.0"}),
                                  ("guided", "guided by meta RM @", {"8": "72.0", "32": "72.8"})):
         for k, value in summary[method].items():
             add(label + k, value, "", f"paper {paper[k]}")
