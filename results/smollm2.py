@@ -98,20 +98,22 @@ def judgment(shown, quality, best):
 
 
 @torch.no_grad()
+def first_verdict(model, tokenizer, shown, quality):
+    """logit(" good") - logit(" bad") behind the words of the response shown first."""
+    good, bad = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" good", " bad"))
+    ids = encode_chat(tokenizer, build_prompt(shown, TEMPLATE)) + tokenizer(head(shown, quality), add_special_tokens=False)["input_ids"]
+    logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()                   # (V,)
+    return float(logits[good] - logits[bad])
+
+
 def own_verdict(model, tokenizer, shown, quality, rng):
     """The index of the good response, drawn with the model's own odds. Nothing here looks at `rewards`.
 
     z_i = logit(" good") - logit(" bad") behind response i, shown first. Given that exactly one response is good, and each is by
     itself with odds exp(z_i), it is i with probability softmax(z)_i."""
-    good, bad = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" good", " bad"))
-    margins = []
-    for i in range(len(shown.responses)):
-        first = shown.permuted([i] + [j for j in range(len(shown.responses)) if j != i])
-        ids = encode_chat(tokenizer, build_prompt(first, TEMPLATE))
-        ids = ids + tokenizer(head(first, quality), add_special_tokens=False)["input_ids"]
-        logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()               # (V,)
-        margins.append(float(logits[good] - logits[bad]))
-    return rng.choices(range(len(margins)), torch.tensor(margins).softmax(0).tolist())[0]
+    count = len(shown.responses)
+    margins = [first_verdict(model, tokenizer, shown.permuted([i] + [j for j in range(count) if j != i]), quality) for i in range(count)]
+    return rng.choices(range(count), torch.tensor(margins).softmax(0).tolist())[0]
 
 
 def warm_up(model_name, data, output, args):
