@@ -106,6 +106,12 @@ def module(path):
     return found
 
 
+def test_the_block_of_the_quick_start_is_what_the_demo_printed():
+    summary = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
+    block = re.search(r"^`make demo` prints.*?\n```\n(.*?)\n```\n\n\(fresh clone and fresh environment at commit (\w+),", section("Quick start"), re.M | re.S)
+    assert block[1].splitlines() == module(ROOT / "results" / "demo.py").summary_lines(summary) and block[2] == summary["commit"]
+
+
 TABLES = re.findall(r"<!-- (?:table )?(\w+) -->.*?<!-- end -->", RESULTS, re.S)
 
 
