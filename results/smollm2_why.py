@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE / "results")]
 import torch  # noqa: E402
 
 import sampler  # noqa: E402
-from data import load_examples  # noqa: E402
+from data import load_examples, opening_hash  # noqa: E402
 from eval import bootstrap_ci, print_table, write_csv  # noqa: E402
 from runs import UserError, command_line, git_commit, read_flags, share_threads  # noqa: E402
 from smollm2 import QUALITIES, first_verdict  # noqa: E402
@@ -40,10 +40,9 @@ def measure(model, tokenizer, examples, seed):
     bias, content = z.mean(1), (z[:, 0] - z[:, 1]) / 2                                                                   # (N,)
     one_order = ((z[:, 0] > 0).float() + (z[:, 1] < 0).float()) / 2                                                      # (N,)
     right = (content > 0).float()
-    clusters = [e.cluster for e in examples]
     row = {"items": len(examples), "bias": bias.mean(), "bias_size": bias.abs().mean(), "content_size": content.abs().mean(),
            "content_decides": (content.abs() > bias.abs()).float().mean(), "one_order": one_order.mean(), "content_right": right.mean()}
-    row["low"], row["high"] = bootstrap_ci(right.tolist(), clusters=clusters)
+    row["low"], row["high"] = bootstrap_ci(right.tolist(), clusters=[opening_hash(e) for e in examples])
     return {key: float(value) if torch.is_tensor(value) else value for key, value in row.items()}
 
 
