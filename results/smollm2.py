@@ -41,7 +41,7 @@ import sampler  # noqa: E402
 from data import load_examples, opening_hash  # noqa: E402
 from eval import bootstrap_ci, clusters_of, paired_ci, print_table, report, write_csv  # noqa: E402
 from grm import build_prompt, encode_chat  # noqa: E402
-from infer_scale import credit, item_credit  # noqa: E402
+from infer_scale import credit, item_credit, vote  # noqa: E402
 from records import example_from_dict  # noqa: E402
 from runs import (  # noqa: E402
     UserError,
@@ -233,6 +233,8 @@ def stages(args, out):
         ("voting", "voting/samples.jsonl", f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting --k {args.k}"),
         ("guided", "guided.done", f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting --k {args.k} "
          f"--meta_rm {out}/meta_rm/model"),
+        ("voting_more", "voting_more/samples.jsonl",
+         f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting_more --k {args.k_more}"),
     ]
 
 
@@ -331,7 +333,23 @@ def result_rows(out, train_items):
                 row(f"{judge}, {method} @{size}", votes, lambda r, m=method, s=size: item_credit(r, s, m),
                     (before, f"{judge}, random @{k}" if method == "guided" else "" if judge == "GRM-RFT" else f"GRM-RFT, {method} @{size}"),
                     parse_rate=parsed)
+    votes = read_rows(out / "voting_more" / "samples.jsonl")
+    if votes:
+        k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
+        for size in (k // 4, k):
+            row(f"GRM (RL), vote @{size} of {k}", votes, lambda r, s=size: item_credit(r, s), (f"GRM (RL), vote @{k // 4} of {k}",), parse_rate=parsed)
+        row(f"GRM (RL), vote @{k // 4} of {k}, half in each order", votes, lambda r: balanced_credit(r, k // 4),
+            (f"GRM (RL), vote @{k // 4} of {k}",), parse_rate=parsed)
     return rows
+
+
+def balanced_credit(row, k):
+    """Credit of k votes of which half saw each of the two response orders, so that a preference for a place cancels; mean over
+    disjoint blocks (plain votes draw every order by lot, as in the paper)."""
+    orders = [[s["scores"] for s in row["samples"] if s["permutation"][0] == first] for first in (0, 1)]
+    half, blocks = k // 2, min(map(len, orders)) * 2 // k
+    credits = [credit(vote([x for o in orders for x in o[b * half:(b + 1) * half]], row["n"]), row["rewards"]) for b in range(blocks)]
+    return sum(credits) / blocks
 
 
 def cost_rows(out):
@@ -472,6 +490,7 @@ def main():
     parser.add_argument("--test_items", type=int, default=120, help="test items")
     parser.add_argument("--voting_items", type=int, default=120, help="test items that are voted on")
     parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
+    parser.add_argument("--k_more", type=int, default=32, help="judgments per test item in the longer vote of the GRM")
     parser.add_argument("--rft", default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 --save_every 25", help="flags of spct_rft.py")
     parser.add_argument("--rl", default="--steps 16 --prompts_per_step 8 --G 8 --micro_batch_size 16 --lr 1.5e-4 --beta 0.08 --save_every 2",
                         help="flags of spct_rl.py")
