@@ -348,7 +348,7 @@ def balanced_credit(row, k):
     disjoint blocks (plain votes draw every order by lot, as in the paper)."""
     orders = [[s["scores"] for s in row["samples"] if s["permutation"][0] == first] for first in (0, 1)]
     half, blocks = k // 2, min(map(len, orders)) * 2 // k
-    credits = [credit(vote([x for o in orders for x in o[b * half:(b + 1) * half]], row["n"]), row["rewards"]) for b in range(blocks)]
+    credits = [credit(vote([x for o in orders for x in o[b * half:(b + 1) * half]]), row["rewards"]) for b in range(blocks)]
     return sum(credits) / blocks
 
 
