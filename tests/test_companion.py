@@ -184,3 +184,8 @@ def test_figures_in_the_prose_of_the_results_say_where_they_come_from():
 @pytest.mark.parametrize("word", ["2,022"])
 def test_counts_in_the_prose_are_those_of_the_tables(word):
     assert word in section("Results on the toy world") and word in RESULTS and word.replace(",", "") in cells("training")
+
+
+def test_the_count_of_hostile_texts_is_that_of_the_test():
+    hostile = module(ROOT / "tests" / "test_hostile.py")
+    assert f"{len(set(hostile.ATTACKS.values()))} attacks, each as a response, as a query and as a judgment, with {len(hostile.TOKENIZERS) + 1} tokenizers" in README

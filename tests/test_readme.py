@@ -16,9 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SCRIPTS = ["grm.py", "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", "eval.py", "baselines.py", "toy.py",
            "results/demo.py", "results/reproduce.py", "results/hostile.py", "benchmarks/bench_sampling.py", "benchmarks/bench_growth.py",
-           "benchmarks/bench_limits.py", "benchmarks/bench_rl_step.py", "results/smollm2.py", "results/failures.py", "results/principles.py",
-           "examples/best_of_n.py",
-           "examples/trl_reward.py"]
+           "benchmarks/bench_limits.py", "benchmarks/bench_rl_step.py", "results/smollm2.py", "results/smollm2_why.py", "results/failures.py",
+           "results/principles.py", "examples/best_of_n.py", "examples/trl_reward.py"]
 PAPER_FILES = ["grm.py", "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", "eval.py", "baselines.py"]
 
 

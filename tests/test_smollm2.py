@@ -16,6 +16,7 @@ from runs import read_rows, write_rows
 
 sys.path.insert(0, str(ROOT / "results"))
 import smollm2  # noqa: E402
+import smollm2_why  # noqa: E402
 
 
 def items(count, n=2):
@@ -44,23 +45,45 @@ class Words:
         return {"input_ids": [(" good", " bad").index(text)]} if text in (" good", " bad") else self.inner(text, **options)
 
 
+class FindsBGood:
+    """A model whose logit of " good" less that of " bad" is `bias` plus `content` where the response shown first is b., else less it."""
+    device = "cpu"
+
+    def __init__(self, tokenizer, content, bias=0.0):
+        self.tokenizer, self.content, self.bias = tokenizer, content, bias
+
+    def __call__(self, ids, logits_to_keep):
+        first = re.findall(r"animal \d+ ([ab])", self.tokenizer.decode(ids[0]))[0]
+        logits = torch.zeros(1, 1, 2)  # " good", " bad"
+        logits[0, 0, 0] = self.bias + (self.content if first == "b" else -self.content)
+        return SimpleNamespace(logits=logits)
+
+
 def test_the_verdict_is_the_models_own_and_not_the_labels(byte_tokenizer):
     tokenizer = Words(byte_tokenizer("chatml"))
-
-    class FindsBGood:
-        device = "cpu"
-
-        def __call__(self, ids, logits_to_keep):
-            first = re.findall(r"animal \d+ ([ab])", tokenizer.decode(ids[0]))[0]
-            logits = torch.zeros(1, 1, 2)  # " good", " bad"
-            logits[0, 0, 0] = 20.0 if first == "b" else -20.0
-            return SimpleNamespace(logits=logits)
     for row in items(4):
         for order in ([0, 1], [1, 0]):
             for rewards in ([0, 1], [1, 0]):
                 shown = example_from_dict({**row, "rewards": rewards}).permuted(order)
-                best = smollm2.own_verdict(FindsBGood(), tokenizer, shown, "tone", random.Random(0))
+                best = smollm2.own_verdict(FindsBGood(tokenizer, 20.0), tokenizer, shown, "tone", random.Random(0))
                 assert shown.responses[best].endswith("b.")
+
+
+@pytest.mark.parametrize("content, bias, one_order", [(1.0, 3.0, 0.5), (3.0, -1.0, 1.0)])
+def test_position_and_content_are_told_apart(byte_tokenizer, content, bias, one_order):
+    tokenizer = Words(byte_tokenizer("chatml"))
+    better_b = [example_from_dict({**row, "rewards": [0, 1]}) for row in items(6)]
+    row = smollm2_why.measure(FindsBGood(tokenizer, content, bias), tokenizer, better_b, seed=0)
+    assert (row["bias"], row["content_size"], row["content_right"], row["one_order"]) == (bias, content, 1.0, one_order)
+    assert row["content_decides"] == (content > abs(bias))
+    better_a = [example_from_dict({**row, "rewards": [1, 0]}) for row in items(6)]
+    assert smollm2_why.measure(FindsBGood(tokenizer, content, bias), tokenizer, better_a, seed=0)["content_right"] == 0.0
+
+
+def test_votes_of_both_orders_in_equal_parts_cancel_a_preference_for_a_place():
+    first_wins = [{"permutation": [0, 1], "scores": [8, 3]}, {"permutation": [1, 0], "scores": [3, 8]}]
+    row = {"id": "x", "n": 2, "rewards": [1, 0], "samples": [first_wins[0]] * 5 + [first_wins[1]] * 3}
+    assert smollm2.balanced_credit(row, 4) == 0.5 and smollm2.item_credit(row, 8) == 1.0  # the larger part had the right one first
 
 
 def test_a_warm_up_that_was_killed_continues_to_the_same_weights(tmp_path, monkeypatch):
