@@ -1,19 +1,24 @@
 """Why the greedy verdicts of SmolLM2 are right so seldom: how much of a verdict is position, how much is content.
 
     python results/smollm2_why.py                        # after results/smollm2.py: runs/smollm2 -> results/smollm2_why.csv
+    python results/smollm2_why.py --train                # and RFT once more, on as many kept judgments for the one place as for the other
 
-Nothing here is a score: rewards come from the text of judgments only. It looks at one number before the text is drawn. Behind the
-words of the response shown first, z = logit(" good") - logit(" bad"). With response A first it is z_A, with B first it is z_B:
+Nothing of the first part is a score: rewards come from the text of judgments only. It looks at one number before the text is drawn.
+Behind the words of the response shown first, z = logit(" good") - logit(" bad"). With response A first it is z_A, with B first z_B:
 
     bias    = (z_A + z_B) / 2       the same whichever response stands first
     content = (z_A - z_B) / 2       what the responses say; above 0 if A is thought better
 
 The greedy verdict of one order follows bias + content, so content decides only where |content| > |bias|. The sign of content is
-the verdict of a judge without a preference for a place. On items of training and of test: one that has learned its training items
-by heart differs from one that has learned nothing.
+the verdict of a judge without a preference for a place. Items of training beside items of test: a model that has learned its
+training items by heart differs from one that has learned nothing.
+
+The second part tests the explanation. Rejection keeps what is correct, whatever made it so: where the sampler prefers a place, so do the
+kept judgments. The control drops, by lot, judgments for the place that has more of them, and trains on the rest with the flags of RFT.
 """
 import argparse
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -24,9 +29,15 @@ import torch  # noqa: E402
 
 import sampler  # noqa: E402
 from data import load_examples, opening_hash  # noqa: E402
-from eval import bootstrap_ci, print_table, write_csv  # noqa: E402
-from runs import UserError, command_line, git_commit, read_flags, share_threads  # noqa: E402
-from smollm2 import QUALITIES, first_verdict  # noqa: E402
+from eval import bootstrap_ci, clusters_of, report, write_csv  # noqa: E402
+from grm import build_prompt  # noqa: E402
+from infer_scale import credit  # noqa: E402
+from runs import UserError, append_jsonl, command_line, git_commit, read_flags, read_rows, share_threads, write_rows  # noqa: E402
+from smollm2 import QUALITIES, TEMPLATE, first_verdict, run_stage  # noqa: E402
+from spct_rft import select  # noqa: E402
+
+BALANCED = "GRM-RFT, places balanced"
+MODELS = {"after the format warm-up": "warmup", "GRM-RFT": "rft", BALANCED: "rft_balanced", "GRM (RL)": "rl"}
 
 
 def measure(model, tokenizer, examples, seed):
@@ -46,27 +57,76 @@ def measure(model, tokenizer, examples, seed):
     return {key: float(value) if torch.is_tensor(value) else value for key, value in row.items()}
 
 
+def balanced(run, seed):
+    """Kept judgments of RFT, as many that name the response shown first as the one shown second -> balanced.jsonl, chats.
+    Returns (kept, of which name the first, chats)."""
+    examples = {e.id: e for e in load_examples(f"{run}/train.jsonl")}
+    chats = {True: [], False: []}  # named the first
+    for row in read_rows(run / "rft" / "trajectories.jsonl"):
+        fates = select(row["non_hinted"], row["hinted"])
+        for t, fate in zip(row["non_hinted"] + row["hinted"], fates[0] + fates[1], strict=True):
+            if fate == "kept":
+                prompt = build_prompt(examples[row["id"]].permuted(t["permutation"]), TEMPLATE)
+                named = t["scores"].index(max(t["scores"]))
+                chats[named == t["permutation"][0]].append({"messages": [*prompt, {"role": "assistant", "content": t["text"]}]})
+    rng, size = random.Random(seed), min(map(len, chats.values()))
+    write_rows(run / "balanced.jsonl", [chat for some in chats.values() for chat in rng.sample(some, size)])
+    return sum(map(len, chats.values())), len(chats[True]), 2 * size
+
+
+def train(run, count, seed):
+    """RFT's own training on balanced.jsonl, in the place of general data, and its greedy evaluation; both as in results/smollm2.py."""
+    made = {s["stage"]: s["command"] for s in read_rows(run / "stages.jsonl")}
+    flags = re.search(r"--epochs.*", made["rft"])[0]
+    judge = re.search(r"--template.*?--seed \d+", made["rft"])[0]
+    for stage, done, command in (
+            ("rft_balanced", "rft_balanced/model", f"spct_rft.py --model {run}/warmup/model --data {run}/train.jsonl {judge} --output {run}/rft_balanced "
+             f"--general_only --general_data {run}/balanced.jsonl --limit {count} --general_fraction 0 {flags}"),
+            ("eval_balanced", "eval_balanced/table.csv", made["eval_rft"].replace("rft/model", "rft_balanced/model").replace("eval_rft", "eval_balanced"))):
+        if not (run / done).exists():
+            run_stage(stage, command, run, 1)
+
+
 @command_line
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", default="runs/smollm2", help="folder of results/smollm2.py with its models")
+    parser.add_argument("--train", action="store_true", help="also train the control")
     parser.add_argument("--items", type=int, default=100, help="pairs of each part")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the quality that a judgment is about")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the quality that a judgment is about, and of what the control drops")
     parser.add_argument("--output", default=str(HERE / "results"), help="folder of the table")
     args = read_flags(parser)
     run = Path(args.run)
+    if not (run / "rl" / "model").exists():
+        raise UserError(f"no {run}/rl/model; python results/smollm2.py makes it")
     share_threads()
-    rows = []
-    for label, folder in (("after the format warm-up", "warmup"), ("GRM-RFT", "rft"), ("GRM (RL)", "rl")):
-        if not (run / folder / "model").exists():
-            raise UserError(f"no {run / folder / 'model'}; python results/smollm2.py makes it")
-        model, tokenizer = sampler.load_model(str(run / folder / "model"), "cpu", torch.float32)
-        for part in ("train", "test"):
+    kept, first, count = balanced(run, args.seed)
+    print(f"{kept} kept judgments of RFT, {100 * first / kept:.1f} % of them for the response shown first; balanced: {count}", flush=True)
+    if args.train:
+        train(run, count, args.seed)
+    for label, folder in MODELS.items():
+        for part in ("train", "test") if (run / folder / "model").exists() else ():
+            if any((r["run"], r["part"]) == (label, part) for r in read_rows(run / "why.jsonl")):
+                continue
+            model, tokenizer = sampler.load_model(str(run / folder / "model"), "cpu", torch.float32)
             examples = load_examples(f"{run}/{part}.jsonl", limit=args.items)
-            rows.append({"run": label, "part": part, **measure(model, tokenizer, examples, args.seed)})
-            print(rows[-1], flush=True)
-    write_csv(Path(args.output) / f"{run.name}_why.csv", [{**r, "seed": args.seed, "commit": git_commit()} for r in rows])
-    print_table(rows, ["run", "part", "items", "bias", "content_size", "content_decides", "one_order", "content_right", "low", "high"])
+            append_jsonl(run / "why.jsonl", [{"run": label, "part": part, **measure(model, tokenizer, examples, args.seed),
+                                              "seed": args.seed, "commit": git_commit()}])
+    rows = read_rows(run / "why.jsonl")
+    for row in rows:
+        row |= {"GRM-RFT": {"judgments": kept, "for_the_first": first / kept}, BALANCED: {"judgments": count, "for_the_first": 0.5}}.get(row["run"], {})
+        judged = read_rows(run / MODELS[row["run"]].replace("rft_", "").join(["eval_", "/samples.jsonl"])) if row["part"] == "test" else []
+        if judged:
+            values = [credit(r["samples"][0]["scores"], r["rewards"]) for r in judged]
+            row["greedy"], row["both_orders"] = sum(values) / len(values), sum(
+                credit(s["scores"], r["rewards"]) for r in judged for s in r["samples"]) / 2 / len(judged)
+            row["greedy_low"], row["greedy_high"] = bootstrap_ci(values, clusters=clusters_of(judged))
+            row["first_position"] = report(judged)["first_position"]
+    write_csv(Path(args.output) / f"{run.name}_why.csv", rows)
+    for row in rows:
+        print(" ".join(f"{key} {100 * value:.1f}" if key in ("content_decides", "one_order", "content_right", "low", "high", "greedy", "both_orders",
+                                                            "first_position") else f"{key} {value:.2f}" if isinstance(value, float) else str(value)
+                       for key, value in row.items() if key not in ("seed", "commit", "greedy_low", "greedy_high")))
 
 
 if __name__ == "__main__":
