@@ -87,6 +87,19 @@ def train(run, count, seed):
             run_stage(stage, command, run, 1)
 
 
+def markdown(rows):
+    """Lines of the table in README.md, from the rows of the CSV."""
+    def percent(value):
+        return "" if value in (None, "") else f"{100 * float(value):.1f}"
+    lines = ["| judge | pairs of | bias, nats | size of content, nats | content decides, % | right in one order, % | content right, % | 95 % interval | trained on, of them for the first, % |",
+             "|---|---|---|---|---|---|---|---|---|"]
+    for r in rows:
+        kept = f"{r['judgments']}, {percent(r['for_the_first'])}" if r.get("judgments") else ""
+        lines.append(f"| {r['run']} | {r['part']} | {float(r['bias']):+.2f} | {float(r['content_size']):.2f} | {percent(r['content_decides'])} | "
+                     f"{percent(r['one_order'])} | {percent(r['content_right'])} | {percent(r['low'])} - {percent(r['high'])} | {kept} |")
+    return lines
+
+
 @command_line
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -123,10 +136,7 @@ def main():
             row["greedy_low"], row["greedy_high"] = bootstrap_ci(values, clusters=clusters_of(judged))
             row["first_position"] = report(judged)["first_position"]
     write_csv(Path(args.output) / f"{run.name}_why.csv", rows)
-    for row in rows:
-        print(" ".join(f"{key} {100 * value:.1f}" if key in ("content_decides", "one_order", "content_right", "low", "high", "greedy", "both_orders",
-                                                            "first_position") else f"{key} {value:.2f}" if isinstance(value, float) else str(value)
-                       for key, value in row.items() if key not in ("seed", "commit", "greedy_low", "greedy_high")))
+    print("\n".join(markdown(rows)))
 
 
 if __name__ == "__main__":

@@ -150,12 +150,14 @@ def test_word_probe_finds_a_word_that_decides_whatever_the_order_and_scores_unkn
     assert smollm2.word_probe(train, test) == {"p/8": 1.0, "p/9": 1.0, "p/10": 0.5}
 
 
-def test_the_readmes_table_is_the_csv():
+def test_the_readmes_tables_are_the_csvs():
     section = re.search(r"^## A small open model on real preferences\n(.*?)(?=^## )", (ROOT / "README.md").read_text(encoding="utf-8"),
                         re.M | re.S)[1]
-    with open(ROOT / "results" / "smollm2.csv", encoding="utf-8", newline="") as file:
-        lines = smollm2.markdown(list(csv.DictReader(file)))
-    assert len(lines) > 8 and [line for line in section.splitlines() if line.startswith("|")] == lines
+    lines = []
+    for name, markdown in (("smollm2.csv", smollm2.markdown), ("smollm2_why.csv", smollm2_why.markdown)):
+        with open(ROOT / "results" / name, encoding="utf-8", newline="") as file:
+            lines += markdown(list(csv.DictReader(file)))
+    assert len(lines) > 16 and [line for line in section.splitlines() if line.startswith("|")] == lines
 
 
 def test_a_stage_is_not_taken_for_one_with_other_flags(monkeypatch, capsys, tmp_path):
