@@ -337,19 +337,23 @@ def result_rows(out, train_items):
     if votes:
         k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
         for size in (k // 4, k):
-            row(f"GRM (RL), vote @{size} of {k}", votes, lambda r, s=size: item_credit(r, s), (f"GRM (RL), vote @{k // 4} of {k}",), parse_rate=parsed)
-        row(f"GRM (RL), vote @{k // 4} of {k}, half in each order", votes, lambda r: balanced_credit(r, k // 4),
-            (f"GRM (RL), vote @{k // 4} of {k}",), parse_rate=parsed)
+            plain = f"GRM (RL), vote @{size} of {k}"
+            row(plain, votes, lambda r, s=size: item_credit(r, s), (f"GRM (RL), vote @{k // 4} of {k}",) if size == k else (), parse_rate=parsed)
+            row(f"{plain}, orders weigh the same", votes, lambda r, s=size: even_credit(r, s), (plain,), parse_rate=parsed)
     return rows
 
 
-def balanced_credit(row, k):
-    """Credit of k votes of which half saw each of the two response orders, so that a preference for a place cancels; mean over
-    disjoint blocks (plain votes draw every order by lot, as in the paper)."""
-    orders = [[s["scores"] for s in row["samples"] if s["permutation"][0] == first] for first in (0, 1)]
-    half, blocks = k // 2, min(map(len, orders)) * 2 // k
-    credits = [credit(vote([x for o in orders for x in o[b * half:(b + 1) * half]]), row["rewards"]) for b in range(blocks)]
-    return sum(credits) / blocks
+def even_credit(row, k):
+    """Credit of k votes on a pair in which both response orders weigh the same, however often each was drawn, so that a preference
+    for a place cancels: the mean over one order plus the mean over the other (here times both counts, which is exact). Mean over the
+    disjoint blocks of k. Where only one order has votes, they are all there is."""
+    credits = []
+    for start in range(0, len(row["samples"]) - k + 1, k):
+        block = [s for s in row["samples"][start:start + k] if s["scores"]]
+        orders = [[s["scores"] for s in block if s["permutation"][0] == first] for first in (0, 1)]
+        sums = [[size * v for v in vote(other)] for other, size in ((orders[0], len(orders[1])), (orders[1], len(orders[0]))) if other and size]
+        credits.append(credit(vote(sums) if sums else vote([s["scores"] for s in block]), row["rewards"]))
+    return sum(credits) / len(credits)
 
 
 def cost_rows(out):

@@ -91,11 +91,11 @@ def markdown(rows):
     """Lines of the table in README.md, from the rows of the CSV."""
     def percent(value):
         return "" if value in (None, "") else f"{100 * float(value):.1f}"
-    lines = ["| judge | pairs of | bias, nats | size of content, nats | content decides, % | right in one order, % | content right, % | 95 % interval | trained on, of them for the first, % |",
-             "|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| judge | pairs of | bias, nats | its size | size of content | content decides, % | right in one order, % | content right, % | 95 % interval | trained on, of them for the first, % |",
+             "|---|---|---|---|---|---|---|---|---|---|"]
     for r in rows:
         kept = f"{r['judgments']}, {percent(r['for_the_first'])}" if r.get("judgments") else ""
-        lines.append(f"| {r['run']} | {r['part']} | {float(r['bias']):+.2f} | {float(r['content_size']):.2f} | {percent(r['content_decides'])} | "
+        lines.append(f"| {r['run']} | {r['part']} | {float(r['bias']):+.2f} | {float(r['bias_size']):.2f} | {float(r['content_size']):.2f} | {percent(r['content_decides'])} | "
                      f"{percent(r['one_order'])} | {percent(r['content_right'])} | {percent(r['low'])} - {percent(r['high'])} | {kept} |")
     return lines
 

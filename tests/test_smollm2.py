@@ -80,10 +80,15 @@ def test_position_and_content_are_told_apart(byte_tokenizer, content, bias, one_
     assert smollm2_why.measure(FindsBGood(tokenizer, content, bias), tokenizer, better_a, seed=0)["content_right"] == 0.0
 
 
-def test_votes_of_both_orders_in_equal_parts_cancel_a_preference_for_a_place():
+def test_orders_that_weigh_the_same_cancel_a_preference_for_a_place():
     first_wins = [{"permutation": [0, 1], "scores": [8, 3]}, {"permutation": [1, 0], "scores": [3, 8]}]
     row = {"id": "x", "n": 2, "rewards": [1, 0], "samples": [first_wins[0]] * 5 + [first_wins[1]] * 3}
-    assert smollm2.balanced_credit(row, 4) == 0.5 and smollm2.item_credit(row, 8) == 1.0  # the larger part had the right one first
+    assert smollm2.even_credit(row, 8) == 0.5 and smollm2.item_credit(row, 8) == 1.0  # the larger part had the right one first
+    row["samples"][5] = {"permutation": [1, 0], "scores": [8, 3]}  # one that went by the text
+    row["samples"][6] = {"permutation": [1, 0], "scores": None}
+    assert smollm2.even_credit(row, 8) == 1.0
+    assert smollm2.even_credit(row, 4) == 1.0  # of one order only; then one vote against two
+    assert smollm2.even_credit({**row, "samples": [{"permutation": [0, 1], "scores": None}] * 2}, 2) == 0.0
 
 
 def test_a_warm_up_that_was_killed_continues_to_the_same_weights(tmp_path, monkeypatch):
