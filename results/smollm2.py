@@ -98,10 +98,10 @@ def judgment(shown, quality, best):
 
 
 @torch.no_grad()
-def first_verdict(model, tokenizer, shown, quality):
-    """logit(" good") - logit(" bad") behind the words of the response shown first."""
+def first_verdict(model, tokenizer, shown, start):
+    """logit(" good") - logit(" bad") behind `start`, a judgment up to its first verdict, which is about the response shown first."""
     good, bad = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" good", " bad"))
-    ids = encode_chat(tokenizer, build_prompt(shown, TEMPLATE)) + tokenizer(head(shown, quality), add_special_tokens=False)["input_ids"]
+    ids = encode_chat(tokenizer, build_prompt(shown, TEMPLATE)) + tokenizer(start, add_special_tokens=False)["input_ids"]
     logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()                   # (V,)
     return float(logits[good] - logits[bad])
 
@@ -112,7 +112,8 @@ def own_verdict(model, tokenizer, shown, quality, rng):
     z_i = logit(" good") - logit(" bad") behind response i, shown first. Given that exactly one response is good, and each is by
     itself with odds exp(z_i), it is i with probability softmax(z)_i."""
     count = len(shown.responses)
-    margins = [first_verdict(model, tokenizer, shown.permuted([i] + [j for j in range(count) if j != i]), quality) for i in range(count)]
+    firsts = [shown.permuted([i] + [j for j in range(count) if j != i]) for i in range(count)]
+    margins = [first_verdict(model, tokenizer, first, head(first, quality)) for first in firsts]
     return rng.choices(range(count), torch.tensor(margins).softmax(0).tolist())[0]
 
 
@@ -290,7 +291,7 @@ def word_probe(train, test):
 
 def result_rows(out, train_items):
     """Rows of results/smollm2.csv, from the sample files that are there. Accuracy is that of one judgment in a random response
-    order; `both_orders` is the mean over the two opposite orders, so a judge that goes by position scores chance exactly.
+    order; `both_orders` is the mean over the two opposite orders, so a judge that goes by position scores chance, less half of what does not parse.
     A difference is paired by item with the run named `against`, on the items that both have; intervals resample prompts."""
     samples = {name: read_rows(out / folder / "samples.jsonl") for name, folder in GREEDY.items()}
     found = next(rows for rows in samples.values() if rows)
@@ -336,10 +337,13 @@ def result_rows(out, train_items):
     votes = read_rows(out / "voting_more" / "samples.jsonl")
     if votes:
         k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
-        for size in (k // 4, k):
+        before = ""
+        for size in sorted({1, max(1, k // 4), k}):
             plain = f"GRM (RL), vote @{size} of {k}"
-            row(plain, votes, lambda r, s=size: item_credit(r, s), (f"GRM (RL), vote @{k // 4} of {k}",) if size == k else (), parse_rate=parsed)
-            row(f"{plain}, orders weigh the same", votes, lambda r, s=size: even_credit(r, s), (plain,), parse_rate=parsed)
+            row(plain, votes, lambda r, s=size: item_credit(r, s), (before,), parse_rate=parsed)
+            if size > 1 and all(r["n"] == 2 for r in votes):
+                row(f"{plain}, orders weigh the same", votes, lambda r, s=size: even_credit(r, s), (plain,), parse_rate=parsed)
+            before = plain
     return rows
 
 

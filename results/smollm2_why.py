@@ -9,9 +9,11 @@ Behind the words of the response shown first, z = logit(" good") - logit(" bad")
     bias    = (z_A + z_B) / 2       the same whichever response stands first
     content = (z_A - z_B) / 2       what the responses say; above 0 if A is thought better
 
-The greedy verdict of one order follows bias + content, so content decides only where |content| > |bias|. The sign of content is
-the verdict of a judge without a preference for a place. Items of training beside items of test: a model that has learned its
-training items by heart differs from one that has learned nothing.
+With A first the greedy verdict has the sign of bias + content, with B first that of bias - content, so content decides only where
+|content| > |bias|. The sign of content is the verdict of a judge whose bias is 0. ("Bias" is a preference for the first place or
+for the word " good" there, which come to the same.) Items of training beside items of test: a model that has learned its training
+items by heart differs from one that has learned nothing. Up to the verdict the words are those of the warm-up with a quality by
+lot, and in a third part, "test, own words", those that the judge wrote greedily.
 
 The second part tests the explanation. Rejection keeps what is correct, whatever made it so: where the sampler prefers a place, so do the
 kept judgments. The control drops, by lot, judgments for the place that has more of them, and trains on the rest with the flags of RFT.
@@ -33,21 +35,33 @@ from eval import bootstrap_ci, clusters_of, report, write_csv  # noqa: E402
 from grm import build_prompt  # noqa: E402
 from infer_scale import credit  # noqa: E402
 from runs import UserError, append_jsonl, command_line, git_commit, read_flags, read_rows, share_threads, write_rows  # noqa: E402
-from smollm2 import QUALITIES, TEMPLATE, first_verdict, run_stage  # noqa: E402
+from smollm2 import QUALITIES, TEMPLATE, first_verdict, head, run_stage  # noqa: E402
 from spct_rft import select  # noqa: E402
 
 BALANCED = "GRM-RFT, places balanced"
+OWN = "test, own words"
 MODELS = {"after the format warm-up": "warmup", "GRM-RFT": "rft", BALANCED: "rft_balanced", "GRM (RL)": "rl"}
 
 
-def measure(model, tokenizer, examples, seed):
+def by_lot(examples, seed):
+    """{(id, index of the response shown first): the judgment up to its first verdict}, the quality drawn by lot."""
+    return {(e.id, i): head(e.permuted([i, 1 - i]), random.Random(f"{seed}/{e.id}").choice(QUALITIES)) for e in examples for i in range(2)}
+
+
+def own_words(samples):
+    """The same of greedy judgments in both orders, as far as they have a first verdict."""
+    found = {(r["id"], s["permutation"][0]): re.match(r".*? is(?= good | bad )", s["text"], re.S) for r in samples for s in r["samples"]}
+    return {key: match[0] for key, match in found.items() if match}
+
+
+def measure(model, tokenizer, examples, starts):
     """One row: of pairs, how far bias and content go, and how often content alone, or the verdict of one order, is right."""
+    examples = [e for e in examples if all((e.id, i) in starts for i in range(2))]
     z = torch.zeros(len(examples), 2)                                                                                    # (N, 2)
     for i, example in enumerate(examples):
-        quality = random.Random(f"{seed}/{example.id}").choice(QUALITIES)
         better = example.rewards.index(max(example.rewards))
-        for side, order in enumerate(([better, 1 - better], [1 - better, better])):
-            z[i, side] = first_verdict(model, tokenizer, example.permuted(order), quality)
+        for side, first in enumerate((better, 1 - better)):
+            z[i, side] = first_verdict(model, tokenizer, example.permuted([first, 1 - first]), starts[example.id, first])
     bias, content = z.mean(1), (z[:, 0] - z[:, 1]) / 2                                                                   # (N,)
     one_order = ((z[:, 0] > 0).float() + (z[:, 1] < 0).float()) / 2                                                      # (N,)
     right = (content > 0).float()
@@ -91,12 +105,11 @@ def markdown(rows):
     """Lines of the table in README.md, from the rows of the CSV."""
     def percent(value):
         return "" if value in (None, "") else f"{100 * float(value):.1f}"
-    lines = ["| judge | pairs of | bias, nats | its size | size of content | content decides, % | right in one order, % | content right, % | 95 % interval | trained on, of them for the first, % |",
+    lines = ["| judge | pairs | of | bias, nats | its size | size of content | content decides, % | right in one order, % | content right, % | 95 % interval |",
              "|---|---|---|---|---|---|---|---|---|---|"]
     for r in rows:
-        kept = f"{r['judgments']}, {percent(r['for_the_first'])}" if r.get("judgments") else ""
-        lines.append(f"| {r['run']} | {r['part']} | {float(r['bias']):+.2f} | {float(r['bias_size']):.2f} | {float(r['content_size']):.2f} | {percent(r['content_decides'])} | "
-                     f"{percent(r['one_order'])} | {percent(r['content_right'])} | {percent(r['low'])} - {percent(r['high'])} | {kept} |")
+        lines.append(f"| {r['run']} | {r['items']} | {r['part']} | {float(r['bias']):+.2f} | {float(r['bias_size']):.2f} | {float(r['content_size']):.2f} | {percent(r['content_decides'])} | "
+                     f"{percent(r['one_order'])} | {percent(r['content_right'])} | {percent(r['low'])} - {percent(r['high'])} |")
     return lines
 
 
@@ -118,23 +131,24 @@ def main():
     if args.train:
         train(run, count, args.seed)
     for label, folder in MODELS.items():
-        for part in ("train", "test") if (run / folder / "model").exists() else ():
-            if any((r["run"], r["part"]) == (label, part) for r in read_rows(run / "why.jsonl")):
-                continue
-            model, tokenizer = sampler.load_model(str(run / folder / "model"), "cpu", torch.float32)
-            examples = load_examples(f"{run}/{part}.jsonl", limit=args.items)
-            append_jsonl(run / "why.jsonl", [{"run": label, "part": part, **measure(model, tokenizer, examples, args.seed),
-                                              "seed": args.seed, "commit": git_commit()}])
-    rows = read_rows(run / "why.jsonl")
+        judged = run / folder.replace("rft_", "").join(["eval_", "/samples.jsonl"])
+        for part in ("train", "test", OWN) if (run / folder / "model").exists() else ():
+            key = {"run": label, "part": part, "of_the_first": args.items, "seed": args.seed}  # delete why.jsonl after another training
+            if not any(r.items() >= key.items() for r in read_rows(run / "why.jsonl")):
+                model, tokenizer = sampler.load_model(str(run / folder / "model"), "cpu", torch.float32)
+                examples = load_examples(f"{run}/{part.split(',')[0]}.jsonl", limit=args.items)
+                starts = own_words(read_rows(judged)) if part == OWN else by_lot(examples, args.seed)
+                append_jsonl(run / "why.jsonl", [{**key, **measure(model, tokenizer, examples, starts), "commit": git_commit()}])
+    rows = [r for r in read_rows(run / "why.jsonl") if (r["of_the_first"], r["seed"]) == (args.items, args.seed)]
     for row in rows:
         row |= {"GRM-RFT": {"judgments": kept, "for_the_first": first / kept}, BALANCED: {"judgments": count, "for_the_first": 0.5}}.get(row["run"], {})
-        judged = read_rows(run / MODELS[row["run"]].replace("rft_", "").join(["eval_", "/samples.jsonl"])) if row["part"] == "test" else []
-        if judged:
+        judged = read_rows(run / MODELS[row["run"]].replace("rft_", "").join(["eval_", "/samples.jsonl"])) if row["part"] == OWN else []
+        if judged:  # of all test items
             values = [credit(r["samples"][0]["scores"], r["rewards"]) for r in judged]
-            row["greedy"], row["both_orders"] = sum(values) / len(values), sum(
-                credit(s["scores"], r["rewards"]) for r in judged for s in r["samples"]) / 2 / len(judged)
+            row |= {"greedy_items": len(judged), "greedy": sum(values) / len(values),
+                    "both_orders": sum(credit(s["scores"], r["rewards"]) for r in judged for s in r["samples"]) / 2 / len(judged)}
             row["greedy_low"], row["greedy_high"] = bootstrap_ci(values, clusters=clusters_of(judged))
-            row["first_position"] = report(judged)["first_position"]
+            row |= {name: report(judged)[name] for name in ("first_position", "swap_consistency")}
     write_csv(Path(args.output) / f"{run.name}_why.csv", rows)
     print("\n".join(markdown(rows)))
 

@@ -73,11 +73,15 @@ def test_the_verdict_is_the_models_own_and_not_the_labels(byte_tokenizer):
 def test_position_and_content_are_told_apart(byte_tokenizer, content, bias, one_order):
     tokenizer = Words(byte_tokenizer("chatml"))
     better_b = [example_from_dict({**row, "rewards": [0, 1]}) for row in items(6)]
-    row = smollm2_why.measure(FindsBGood(tokenizer, content, bias), tokenizer, better_b, seed=0)
+    row = smollm2_why.measure(FindsBGood(tokenizer, content, bias), tokenizer, better_b, smollm2_why.by_lot(better_b, 0))
     assert (row["bias"], row["content_size"], row["content_right"], row["one_order"]) == (bias, content, 1.0, one_order)
     assert row["content_decides"] == (content > abs(bias))
     better_a = [example_from_dict({**row, "rewards": [1, 0]}) for row in items(6)]
-    assert smollm2_why.measure(FindsBGood(tokenizer, content, bias), tokenizer, better_a, seed=0)["content_right"] == 0.0
+    own = smollm2_why.own_words([{"id": e.id, "samples": [
+        {"permutation": order, "text": f"Analysis: The tone of {e.responses[order[0]]} is good 8; of it is bad 3"} for order in ([0, 1], [1, 0])]}
+        for e in better_a] + [{"id": "y", "samples": [{"permutation": [0, 1], "text": "no verdict is here"}]}])
+    assert len(own) == 12 and own["x/1", 1] == "Analysis: The tone of Sure, animal 1 b. is"
+    assert smollm2_why.measure(FindsBGood(tokenizer, content, bias), tokenizer, better_a, own)["content_right"] == 0.0
 
 
 def test_orders_that_weigh_the_same_cancel_a_preference_for_a_place():
