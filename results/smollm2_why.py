@@ -39,7 +39,7 @@ from smollm2 import QUALITIES, TEMPLATE, first_verdict, head, run_stage  # noqa:
 from spct_rft import select  # noqa: E402
 
 BALANCED = "GRM-RFT, places balanced"
-OWN = "test, own words"
+PARTS = ("train", "test", "test, own words")
 MODELS = {"after the format warm-up": "warmup", "GRM-RFT": "rft", BALANCED: "rft_balanced", "GRM (RL)": "rl"}
 
 
@@ -132,17 +132,18 @@ def main():
         train(run, count, args.seed)
     for label, folder in MODELS.items():
         judged = run / folder.replace("rft_", "").join(["eval_", "/samples.jsonl"])
-        for part in ("train", "test", OWN) if (run / folder / "model").exists() else ():
+        for part in PARTS if (run / folder / "model").exists() else ():
             key = {"run": label, "part": part, "of_the_first": args.items, "seed": args.seed}  # delete why.jsonl after another training
             if not any(r.items() >= key.items() for r in read_rows(run / "why.jsonl")):
                 model, tokenizer = sampler.load_model(str(run / folder / "model"), "cpu", torch.float32)
                 examples = load_examples(f"{run}/{part.split(',')[0]}.jsonl", limit=args.items)
-                starts = own_words(read_rows(judged)) if part == OWN else by_lot(examples, args.seed)
+                starts = own_words(read_rows(judged)) if part == PARTS[2] else by_lot(examples, args.seed)
                 append_jsonl(run / "why.jsonl", [{**key, **measure(model, tokenizer, examples, starts), "commit": git_commit()}])
     rows = [r for r in read_rows(run / "why.jsonl") if (r["of_the_first"], r["seed"]) == (args.items, args.seed)]
+    rows.sort(key=lambda r: (list(MODELS).index(r["run"]), PARTS.index(r["part"])))
     for row in rows:
         row |= {"GRM-RFT": {"judgments": kept, "for_the_first": first / kept}, BALANCED: {"judgments": count, "for_the_first": 0.5}}.get(row["run"], {})
-        judged = read_rows(run / MODELS[row["run"]].replace("rft_", "").join(["eval_", "/samples.jsonl"])) if row["part"] == OWN else []
+        judged = read_rows(run / MODELS[row["run"]].replace("rft_", "").join(["eval_", "/samples.jsonl"])) if row["part"] == PARTS[2] else []
         if judged:  # of all test items
             values = [credit(r["samples"][0]["scores"], r["rewards"]) for r in judged]
             row |= {"greedy_items": len(judged), "greedy": sum(values) / len(values),
