@@ -40,7 +40,8 @@ from spct_rft import select  # noqa: E402
 
 BALANCED = "GRM-RFT, places balanced"
 PARTS = ("train", "test", "test, own words")
-MODELS = {"after the format warm-up": "warmup", "GRM-RFT": "rft", BALANCED: "rft_balanced", "GRM (RL)": "rl"}
+JUDGES = {"after the format warm-up": ("warmup", "eval_warmup"), "GRM-RFT": ("rft", "eval_rft"), BALANCED: ("rft_balanced", "eval_balanced"),
+          "GRM (RL)": ("rl", "eval_rl")}  # folders of the model and of its greedy judgments
 
 
 def by_lot(examples, seed):
@@ -90,7 +91,7 @@ def balanced(run, seed):
 
 def train(run, count, seed):
     """RFT's own training on balanced.jsonl, in the place of general data, and its greedy evaluation; both as in results/smollm2.py."""
-    made = {s["stage"]: s["command"] for s in read_rows(run / "stages.jsonl")}
+    made = {s["stage"]: re.sub(r"^torchrun --\S+ \d+ ", "", s["command"]) for s in read_rows(run / "stages.jsonl")}
     flags = re.search(r"--epochs.*", made["rft"])[0]
     judge = re.search(r"--template.*?--seed \d+", made["rft"])[0]
     for stage, done, command in (
@@ -130,20 +131,19 @@ def main():
     print(f"{kept} kept judgments of RFT, {100 * first / kept:.1f} % of them for the response shown first; balanced: {count}", flush=True)
     if args.train:
         train(run, count, args.seed)
-    for label, folder in MODELS.items():
-        judged = run / folder.replace("rft_", "").join(["eval_", "/samples.jsonl"])
+    for label, (folder, judged) in JUDGES.items():
         for part in PARTS if (run / folder / "model").exists() else ():
             key = {"run": label, "part": part, "of_the_first": args.items, "seed": args.seed}  # delete why.jsonl after another training
             if not any(r.items() >= key.items() for r in read_rows(run / "why.jsonl")):
                 model, tokenizer = sampler.load_model(str(run / folder / "model"), "cpu", torch.float32)
                 examples = load_examples(f"{run}/{part.split(',')[0]}.jsonl", limit=args.items)
-                starts = own_words(read_rows(judged)) if part == PARTS[2] else by_lot(examples, args.seed)
+                starts = own_words(read_rows(run / judged / "samples.jsonl")) if part == PARTS[2] else by_lot(examples, args.seed)
                 append_jsonl(run / "why.jsonl", [{**key, **measure(model, tokenizer, examples, starts), "commit": git_commit()}])
     rows = [r for r in read_rows(run / "why.jsonl") if (r["of_the_first"], r["seed"]) == (args.items, args.seed)]
-    rows.sort(key=lambda r: (list(MODELS).index(r["run"]), PARTS.index(r["part"])))
+    rows.sort(key=lambda r: (list(JUDGES).index(r["run"]), PARTS.index(r["part"])))
     for row in rows:
         row |= {"GRM-RFT": {"judgments": kept, "for_the_first": first / kept}, BALANCED: {"judgments": count, "for_the_first": 0.5}}.get(row["run"], {})
-        judged = read_rows(run / MODELS[row["run"]].replace("rft_", "").join(["eval_", "/samples.jsonl"])) if row["part"] == PARTS[2] else []
+        judged = read_rows(run / JUDGES[row["run"]][1] / "samples.jsonl") if row["part"] == PARTS[2] else []
         if judged:  # of all test items
             values = [credit(r["samples"][0]["scores"], r["rewards"]) for r in judged]
             row |= {"greedy_items": len(judged), "greedy": sum(values) / len(values),
