@@ -31,7 +31,7 @@ import torch  # noqa: E402
 
 import sampler  # noqa: E402
 from data import load_examples, opening_hash  # noqa: E402
-from eval import bootstrap_ci, clusters_of, report, write_csv  # noqa: E402
+from eval import bootstrap_ci, clusters_of, paired_ci, report, write_csv  # noqa: E402
 from grm import build_prompt  # noqa: E402
 from infer_scale import credit  # noqa: E402
 from runs import UserError, append_jsonl, command_line, git_commit, read_flags, read_rows, share_threads, write_rows  # noqa: E402
@@ -143,13 +143,14 @@ def main():
     rows.sort(key=lambda r: (list(JUDGES).index(r["run"]), PARTS.index(r["part"])))
     for row in rows:
         row |= {"GRM-RFT": {"judgments": kept, "for_the_first": first / kept}, BALANCED: {"judgments": count, "for_the_first": 0.5}}.get(row["run"], {})
-        judged = read_rows(run / JUDGES[row["run"]][1] / "samples.jsonl") if row["part"] == PARTS[2] else []
-        if judged:  # of all test items
-            values = [credit(r["samples"][0]["scores"], r["rewards"]) for r in judged]
-            row |= {"greedy_items": len(judged), "greedy": sum(values) / len(values),
-                    "both_orders": sum(credit(s["scores"], r["rewards"]) for r in judged for s in r["samples"]) / 2 / len(judged)}
-            row["greedy_low"], row["greedy_high"] = bootstrap_ci(values, clusters=clusters_of(judged))
-            row |= {name: report(judged)[name] for name in ("first_position", "swap_consistency")}
+        judged, rft = (read_rows(run / JUDGES[judge][1] / "samples.jsonl") for judge in (row["run"], "GRM-RFT"))
+        if judged and row["part"] == PARTS[2]:  # of all test items
+            both, both_rft = ([sum(credit(s["scores"], r["rewards"]) for s in r["samples"]) / 2 for r in some] for some in (judged, rft))
+            row |= {"greedy_items": len(judged), "both_orders": sum(both) / len(both)}
+            row["both_low"], row["both_high"] = bootstrap_ci(both, clusters=clusters_of(judged))
+            if row["run"] == BALANCED:  # the same items, paired
+                row["difference_low"], row["difference_high"] = paired_ci(both_rft, both, clusters=clusters_of(judged))
+            row |= {name: report(judged)[name] for name in ("accuracy", "first_position", "swap_consistency")}
     write_csv(Path(args.output) / f"{run.name}_why.csv", rows)
     print("\n".join(markdown(rows)))
 
