@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from conftest import ROOT, make_tiny_model
@@ -724,7 +725,6 @@ def test_other_folders_are_left_alone(base, tmp_path, monkeypatch, capsys):
 # ----- processes of their own: killed and continued, and two at a time -----
 
 def started(script, *words, **environment):
-    """A new process group, so that a process that hangs can be ended with its children."""
     environment = {**os.environ, "ACCELERATE_USE_CPU": "1", **environment}
     return subprocess.Popen([sys.executable, *script, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             cwd=ROOT, env=environment, start_new_session=True)
@@ -734,9 +734,17 @@ def finished(process, timeout=600):
     try:
         out, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:  # torchrun's ranks are in sessions of their own
+            one.kill()
         pytest.fail(f"no end after {timeout} s:\n{process.communicate()[0][-3000:]}")
     return process.returncode, out
+
+
+def test_a_rank_that_hangs_fails_its_test_and_does_not_outlive_it(tmp_path):
+    (tmp_path / "hangs.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(300)\n")
+    with pytest.raises(pytest.fail.Exception, match="no end after 12 s"):
+        finished(started(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "hangs.py")]), timeout=12)
+    assert not [p for p in psutil.process_iter(['cmdline']) if str(tmp_path) in ' '.join(p.info['cmdline'] or []) and p.status() != 'zombie']
 
 
 def test_c23_killed_and_continued_equals_uninterrupted_bitwise(base, tmp_path, monkeypatch):
