@@ -423,7 +423,6 @@ def main():
         if len(rows[0]["samples"]) > 2:
             print_table(curve(rows, args.method), ["run", "method", "k", "accuracy", "low", "high", "tokens"])
         print(f"wrote {output}/samples.jsonl")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

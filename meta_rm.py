@@ -229,6 +229,7 @@ def main():
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
+    accelerator.init_trackers("spct")  # those of --log_with
     by_id = {e.id: e for e in examples}
     judged = []  # (source, id, permutation, text, scores)
     for row in read_rows(args.trajectories, fields=("id", "non_hinted")) if args.trajectories else []:
@@ -331,7 +332,6 @@ def main():
                       f"correct {b['correct']:.2f}")
         write_json(output / "report.json", report)
         print(f"wrote {output}/model")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def command_line(main):
     def wrapped():
         try:
             main()
+            end_training()
         except UserError as error:
             stop(2, f"error: {one_line(error)}")
         except KeyboardInterrupt:
@@ -102,6 +103,9 @@ def read_flags(parser):
 
 # ----- device, threads, seeds -----
 
+STARTED = []  # the Accelerator of this program
+
+
 def start_accelerator(log_with=None, output=None):
     """Accelerator on the GPUs of the machine, or on the CPU in fp32; sets torch's threads (a launcher may set 1).
 
@@ -109,7 +113,7 @@ def start_accelerator(log_with=None, output=None):
     `accelerate launch --mixed_precision bf16`).
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")
+    warnings.filterwarnings("ignore", message=".*(pin_memory|no supported trackers).*")
     on_gpu = torch.cuda.is_available()
     try:
         accelerator = Accelerator(
@@ -119,10 +123,21 @@ def start_accelerator(log_with=None, output=None):
             kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))])
     except (ValueError, ImportError) as error:
         raise UserError(f"--log_with {log_with}: {error}") from None
+    if log_with and not accelerator.log_with:
+        raise UserError(f"--log_with {log_with}: that tracker is not installed; install it with pip, or leave the flag out")
     share_threads(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
-    if log_with:
-        accelerator.init_trackers("spct")
+    STARTED[:] = [accelerator]
     return accelerator
+
+
+def end_training():
+    """Close the trackers and leave the group of processes; `command_line` calls it when main(), and so its models, are gone."""
+    while STARTED:
+        accelerator = STARTED.pop()
+        # Pitfall: a DDP model that outlives its gloo group waits for the group's thread while it holds Python's lock, which that
+        # thread may want to free a tensor (pytorch #56297): now and then one of two processes hung after its last line.
+        accelerator.free_memory()
+        accelerator.end_training()
 
 
 def in_bf16(device):

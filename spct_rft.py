@@ -165,6 +165,7 @@ def main():
         raise UserError(f"item {unlabelled.id} has no 'rewards'; training needs the ground truth of every item")
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
+    accelerator.init_trackers("spct")  # those of --log_with
     by_id = {e.id: e for e in examples}
 
     # 2. sample trajectories: N_RFT non-hinted, one hinted (§3.2)
@@ -274,7 +275,6 @@ def main():
     if accelerator.is_main_process:
         save_model(output / "model", accelerator.unwrap_model(model), tokenizer)
         print(f"wrote {output}/model")
-    accelerator.end_training()
 
 
 def trajectory(judgment, example):

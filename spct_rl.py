@@ -181,6 +181,7 @@ def main():
         raise UserError(f"item {unlabelled.id} has no 'rewards'; training needs the ground truth of every item")
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
+    accelerator.init_trackers("spct")  # those of --log_with
     if args.easy_filter:
         judge, judge_tokenizer = sampler.load_model(args.easy_filter, accelerator.device)
 
@@ -328,7 +329,6 @@ def main():
         tenth = max(1, len(rewards) // 10)
         print(f"wrote {output}/model; mean reward {sum(rewards[:tenth]) / tenth:.2f} over the first {tenth} steps, "
               f"{sum(rewards[-tenth:]) / tenth:.2f} over the last {tenth}")
-    accelerator.end_training()
 
 
 if __name__ == "__main__":

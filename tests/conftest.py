@@ -1,5 +1,7 @@
 """Shared by all tests: tiny random models, tokenizers with the chat templates that differ in the wild. CPU, no network."""
+import gc
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -8,6 +10,7 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("SPCT_THREADS", "1")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
+import psutil  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
@@ -127,3 +130,34 @@ def two_end_tokens(byte_tokenizer):
     model = make_tiny_model("llama", len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")]
     return model, tokenizer
+
+
+# ----- processes of their own -----
+
+def started(script, *words, **environment):
+    """Start `python script words` in the project's folder; its output is read by `finished`."""
+    return subprocess.Popen([sys.executable, *script, *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            cwd=ROOT, env={**os.environ, "ACCELERATE_USE_CPU": "1", **environment}, start_new_session=True)
+
+
+def finished(process, timeout=600):
+    """(exit code, output). A process that hangs fails its test, and is killed with its children."""
+    try:
+        out, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        for one in [*psutil.Process(process.pid).children(recursive=True), process]:  # torchrun's ranks are in sessions of their own
+            one.kill()
+        pytest.fail(f"no end after {timeout} s:\n{process.communicate()[0][-3000:]}")
+    return process.returncode, out
+
+
+def ddp_at_the_end(monkeypatch):
+    """A list that gets, each time that a process leaves its group, the number of DDP models it still holds then."""
+    counts, leave = [], torch.distributed.destroy_process_group
+
+    def counted(*args):
+        gc.collect()
+        counts.append(sum(isinstance(o, torch.nn.parallel.DistributedDataParallel) for o in gc.get_objects()))
+        leave(*args)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", counted)
+    return counts

@@ -6,11 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parent.parent
+from conftest import ROOT, finished, started
 
 
 def run(*words, cwd=ROOT, check=True):
@@ -96,10 +94,8 @@ def test_sampling_continues_after_a_kill_with_the_same_bytes(tmp_path):
 def test_two_processes_give_the_same_samples(tmp_path):
     words = ["infer_scale.py", "--model", "toy_base/medium", "--limit", "7", "--k", "2", "--chunk_size", "2", "--output"]
     run(*words, tmp_path / "one")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641", *words,
-                           str(tmp_path / "two")], cwd=ROOT, env={**os.environ, "ACCELERATE_USE_CPU": "1"}, timeout=300,
-                          capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    code, out = finished(started(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], *words, tmp_path / "two"))
+    assert code == 0, out[-2000:]
     assert (tmp_path / "two" / "samples.jsonl").read_bytes() == (tmp_path / "one" / "samples.jsonl").read_bytes()
 
 

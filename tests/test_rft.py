@@ -6,14 +6,13 @@ The judgments are written by `Judge`, who knows the truth and errs by plan; the 
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, make_tiny_model
+from conftest import ddp_at_the_end, finished, make_tiny_model, started
 
 import runs
 import sampler
@@ -446,22 +445,6 @@ def test_other_folders_are_left_alone(base, tmp_path, monkeypatch, capsys):
 
 # ----- killed and continued, and two processes -----
 
-def started(script, *words, **environment):
-    """A new process group, so that a process that hangs can be ended with its children."""
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", **environment}
-    return subprocess.Popen([sys.executable, *script, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            cwd=ROOT, env=environment, start_new_session=True)
-
-
-def finished(process, timeout=600):
-    try:
-        out, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail(f"no end after {timeout} s:\n{process.communicate()[0][-3000:]}")
-    return process.returncode, out
-
-
 def test_stopped_sampling_continues_with_the_chunk_in_the_making(base, tmp_path, monkeypatch, capsys):
     play(monkeypatch, whole := Judge(140))
     flags = ["--limit", 140]
@@ -517,7 +500,7 @@ def test_c08_c22_c27_two_processes_equal_one(base, tmp_path, monkeypatch):
     assert code == 0, out
     assert read_json(tmp_path / "two" / "config.json")["world_size"] == 2 and len(one) == 3
     files = [(tmp_path / name / "trajectories.jsonl").read_bytes() for name in ("one", "two")]
-    assert files[0] == files[1] and [read_json(tmp_path / f"{r}.json")["calls"] for r in (0, 1)] == [2, 2]
+    assert files[0] == files[1] and [read_json(tmp_path / f"{r}.json") for r in (0, 1)] == [{"calls": 2, "ddp": [0]}] * 2
     for a, b in zip(untimed(one), untimed(read_rows(tmp_path / "two" / "metrics.jsonl")), strict=True):
         assert a == pytest.approx(b, abs=1e-5)
     first, second = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
@@ -538,12 +521,12 @@ def main():
             os.kill(os.getpid(), signal.SIGKILL)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(spct_rft, "log_metrics", logged)
-    seen = play(monkeypatch, Judge(int(os.environ.get("LIMIT", COUNT))), sgd=bool(dump))
+    seen, left = play(monkeypatch, Judge(int(os.environ.get("LIMIT", COUNT))), sgd=bool(dump)), ddp_at_the_end(monkeypatch)
     spct_rft.main()
     if dump:
         rank = os.environ["RANK"]
         torch.save(seen["models"][-1].state_dict(), Path(dump) / f"{rank}.pt")
-        (Path(dump) / f"{rank}.json").write_text(json.dumps({"calls": len(seen["judge"].calls)}), encoding="utf-8")
+        (Path(dump) / f"{rank}.json").write_text(json.dumps({"calls": len(seen["judge"].calls), "ddp": left}), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
 import sys
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import ROOT, make_tiny_model
+from conftest import ddp_at_the_end, finished, make_tiny_model, started
 
 import sampler
 import spct_rl
@@ -722,23 +721,36 @@ def test_other_folders_are_left_alone(base, tmp_path, monkeypatch, capsys):
     assert train(monkeypatch, base, tmp_path / "run", "--steps", 1, "--beta", 0.3, "--overwrite", "--save_every", 5)
 
 
+def test_a_tracker_that_writes_files_gets_each_update_and_is_closed(base, tmp_path, monkeypatch, capsys):
+    # files in the new run folder, as tensorboard's, once made the run refuse its own folder
+    from accelerate import accelerator, tracking
+    class Tracker(tracking.GeneralTracker):
+        name, requires_logging_directory, tracker = "tensorboard", True, None
+
+        def __init__(self, run_name, logging_dir):
+            self.file = Path(logging_dir) / run_name / "events"
+
+        def start(self):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+
+        def log(self, values, step=None):
+            with open(self.file, "a") as file:
+                file.write(f"{step} {values['reward/mean']:.4f}\n")
+
+        def finish(self):
+            with open(self.file, "a") as file:
+                file.write("closed")
+    play(monkeypatch)
+    monkeypatch.setattr(tracking, "_available_trackers", [])
+    assert "not installed" in refused(monkeypatch, capsys, base, tmp_path / "run", "--log_with", "tensorboard")
+    monkeypatch.setattr(tracking, "_available_trackers", [tracking.LoggerType.TENSORBOARD])
+    monkeypatch.setitem(accelerator.LOGGER_TYPE_TO_CLASS, "tensorboard", Tracker)
+    rows = train(monkeypatch, base, tmp_path / "run", "--log_with", "tensorboard")
+    assert (tmp_path / "run" / "spct" / "events").read_text().split("\n") == [
+        *[f"{row['step']} {row['reward/mean']:.4f}" for row in rows], "closed"] and len(rows) == 2
+
+
 # ----- processes of their own: killed and continued, and two at a time -----
-
-def started(script, *words, **environment):
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "1", **environment}
-    return subprocess.Popen([sys.executable, *script, *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            cwd=ROOT, env=environment, start_new_session=True)
-
-
-def finished(process, timeout=600):
-    try:
-        out, _ = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:  # torchrun's ranks are in sessions of their own
-            one.kill()
-        pytest.fail(f"no end after {timeout} s:\n{process.communicate()[0][-3000:]}")
-    return process.returncode, out
-
 
 def test_a_rank_that_hangs_fails_its_test_and_does_not_outlive_it(tmp_path):
     (tmp_path / "hangs.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(300)\n")
@@ -793,6 +805,10 @@ def told(seen):
 
 def test_c16_two_processes_finish_as_two(two_and_one):  # DeepSpeed #5539: they stop at different lengths
     assert json.loads((two_and_one.folder / "two" / "config.json").read_text())["world_size"] == 2
+
+
+def test_no_ddp_model_outlives_the_group_of_processes(two_and_one):  # pytorch #56297: a deadlock at exit
+    assert [(two_and_one.folder / f"{r}.left").read_text() for r in (0, 1)] == ["[0]", "[0]"]
 
 
 def test_c11_each_group_is_whole_and_on_one_process(two_and_one):  # verifiers #135, TRL #2803
@@ -853,10 +869,11 @@ def main():
             os.kill(os.getpid(), signal.SIGKILL)
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(spct_rl, "log_metrics", logged)
-    seen = play(monkeypatch, sgd=bool(dump))
+    seen, left = play(monkeypatch, sgd=bool(dump)), ddp_at_the_end(monkeypatch)
     spct_rl.main()
     if dump:
         rank = os.environ["RANK"]
+        (Path(dump) / f"{rank}.left").write_text(str(left), encoding="utf-8")
         torch.save(seen["models"][0].state_dict(), Path(dump) / f"{rank}.pt")
         (Path(dump) / f"{rank}.json").write_text(json.dumps(told(seen)), encoding="utf-8")
 
