@@ -227,6 +227,9 @@ def main():
     if args.batch_size % accelerator.num_processes:
         raise UserError(f"--batch_size {args.batch_size} does not divide by {accelerator.num_processes} processes; change it")
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
+    unlabelled = next((e for e in examples if e.rewards is None), None)
+    if unlabelled:
+        raise UserError(f"item {unlabelled.id} has no 'rewards'; training needs the ground truth of every item")
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
     accelerator.init_trackers("spct")  # those of --log_with
@@ -268,6 +271,8 @@ def main():
     model.config.pad_token_id = tokenizer.pad_token_id
     pairs = [meta_ids(tokenizer, by_id[i].permuted(order), text) for _, i, order, text, _ in parsed]
     train = [r for r, j in enumerate(parsed) if j[1] not in held]
+    if not train:
+        raise UserError(f"--held_out {args.held_out} leaves no judgment to train on; lower it or add data")
     steps = max(1, round(args.epochs * len(train) / args.batch_size))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01)
     state, step = load_state(output / "state.pt"), 0
@@ -320,8 +325,9 @@ def main():
         if test:
             logits = score_pairs(MetaLogit(model, tokenizer.pad_token_id), [pairs[r] for r in test])
             result = [(z, int(labels[r]), parsed[r][0], by_id[parsed[r][1]].domain) for z, r in zip(logits, test, strict=True)]
+            keys = sorted({k for x in result for k in x[2:]} - {"all"})  # "all": also the domain of items without one
             report["held_out"] = {"all": separation(result)} | {
-                key: separation([x for x in result if key in x[2:]]) for key in sorted({k for x in result for k in x[2:]})}
+                key: separation([x for x in result if key in x[2:]]) for key in keys}
             report["reliability"] = reliability(logits, [x[1] for x in result])
             for name, s in report["held_out"].items():
                 auc = "-" if s["auc"] is None else f"{s['auc']:.3f}"

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import errno
 import functools
+import gc
 import json
 import math
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 HERE = Path(__file__).resolve().parent
@@ -51,19 +53,22 @@ def command_line(main):
 
     @functools.wraps(main)
     def wrapped():
+        done = False
+        again = "the same command" + " without --overwrite" * any(word.startswith("--ov") for word in sys.argv)
         try:
             main()
-            end_training()
+            done = True
         except UserError as error:
             stop(2, f"error: {one_line(error)}")
         except KeyboardInterrupt:
-            again = "the same command without --overwrite" if "--overwrite" in sys.argv else "the same command"
             stop(130, f"\nstopped; {again} continues where this one ended")
         except OSError as error:  # full disk, read-only folder: whatever was written whole before stays whole
             if error.errno not in DISK:
                 raise
-            stop(2, f"error: cannot read or write {error.filename or 'the output folder'}: {error.strerror}; free space or "
-                    "choose another --output, then run the same command again: finished work is kept")
+            stop(2, f"error: cannot read or write {error.filename or 'the output folder'}: {error.strerror}; free space "
+                    f"and run {again} (finished work is kept), or choose another --output")
+        finally:
+            end_training(done)
     return wrapped
 
 
@@ -122,6 +127,8 @@ def start_accelerator(log_with=None, output=None):
             # Pitfall: a process without a chunk left waits for the others, and one chunk can take longer than the default limit.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))])
     except (ValueError, ImportError) as error:
+        if not log_with:
+            raise
         raise UserError(f"--log_with {log_with}: {error}") from None
     if log_with and not accelerator.log_with:
         raise UserError(f"--log_with {log_with}: that tracker is not installed; install it with pip, or leave the flag out")
@@ -130,14 +137,21 @@ def start_accelerator(log_with=None, output=None):
     return accelerator
 
 
-def end_training():
-    """Close the trackers and leave the group of processes; `command_line` calls it when main(), and so its models, are gone."""
+def end_training(done):
+    """Close the trackers and, if main() is done, leave the group of processes: `command_line` calls it, not main() itself.
+
+    Pitfall: a DDP model that outlives its gloo group waits for the group's thread while it holds Python's lock, which that thread
+    may want to free a tensor (pytorch #56297): now and then one of two processes hung after its last line. When main() has
+    returned, its models are gone.
+    """
     while STARTED:
         accelerator = STARTED.pop()
-        # Pitfall: a DDP model that outlives its gloo group waits for the group's thread while it holds Python's lock, which that
-        # thread may want to free a tensor (pytorch #56297): now and then one of two processes hung after its last line.
-        accelerator.free_memory()
-        accelerator.end_training()
+        if done:
+            gc.collect()  # what cycles still hold
+            accelerator.end_training()
+        else:  # the other processes may still be at work
+            for tracker in accelerator.trackers:
+                tracker.finish()
 
 
 def in_bf16(device):
@@ -145,7 +159,7 @@ def in_bf16(device):
     fast as fp32 where the CPU has AVX512-BF16)."""
     # Pitfall: a plain `accelerate launch` says "no" here without being asked, so a GPU does not listen to it.
     if str(device).startswith("cuda"):
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
 
 
@@ -165,7 +179,8 @@ def seed_everything(seed):
 
 @contextlib.contextmanager
 def whole(path):
-    """A path beside `path` to write a file or a folder to; it takes the place of `path` at once, or nothing happened.
+    """A path beside `path` to write a file or a folder to; it takes the place of `path` at once (a folder: in two renames), or
+    nothing happened.
 
     Pitfall: torch and safetensors raise errors of their own on a full disk; here they become OSErrors.
     """
@@ -176,16 +191,14 @@ def whole(path):
     remove(old)
     try:
         yield temporary
-        for file in temporary.rglob("*") if temporary.is_dir() else [temporary]:
+        for file in filter(Path.is_file, temporary.rglob("*") if temporary.is_dir() else [temporary]):
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
         if path.is_dir():
             path.rename(old)
         os.replace(temporary, path)
         remove(old)
-    except OSError:
-        raise
-    except Exception as error:
+    except (RuntimeError, SafetensorError) as error:
         raise OSError(errno.EIO, one_line(error)[:200], str(path)) from error
     finally:
         remove(temporary)
@@ -282,14 +295,16 @@ def batch_indices(step, batch_size, count, seed):
 
 # Flags that may differ when a run is continued: they do not change its results.
 FREE_FLAGS = {"output", "log_with", "save_every", "overwrite", "meta_rm", "k_meta", "ties", "endpoint", "concurrency",
-              "skip_bad"}  # without it a bad item stops the run, so what is there is the same
+              "skip_bad"}  # without it a bad item stops the run before anything depends on it, so what is there is the same
 
 
 @functools.cache
 def git_commit():
-    """Commit of the code, "+" appended if the tree was changed; None outside a git checkout."""
+    """Commit of the code, "+" appended if the tree was changed; None outside a git checkout, or without git."""
     def git(*words):
         return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True)
+    if not shutil.which("git"):
+        return None
     head = git("rev-parse", "--short", "HEAD")
     return head.stdout.strip() + ("+" if git("status", "--porcelain", "-uno").stdout.strip() else "") \
         if head.returncode == 0 else None
@@ -302,7 +317,7 @@ def open_run(folder, args, world_size=1, is_main=True):
     """
     folder = Path(folder)
     settings = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
-    config = folder / "config.json"
+    config, before = folder / "config.json", None
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --output")
     if is_main:
@@ -311,18 +326,22 @@ def open_run(folder, args, world_size=1, is_main=True):
         hold(folder)
         for file in folder.glob("*.jsonl"):
             cut_torn_line(file)
-    if getattr(args, "overwrite", False) and is_main and config.exists():
+    if config.exists():
+        with contextlib.suppress(UserError):  # not JSON
+            before = read_json(config)
+        before = before.get("args") if isinstance(before, dict) else None
+        # Pitfall: folders of models have a config.json too, and --overwrite would delete them.
+        if not isinstance(before, dict):
+            raise UserError(f"{config} is damaged or not a run's; choose another --output, or delete the folder yourself")
+    if getattr(args, "overwrite", False) and is_main and before is not None:
         # Pitfall: a kill while files are deleted one by one would leave a folder that is neither this run nor another.
         discarded = folder.resolve().with_name(f".{folder.resolve().name}.discarded")
         remove(discarded)
         folder.rename(discarded)
         remove(discarded)
         hold(folder)
-    if config.exists():
-        before = read_json(config)
-        before = before.get("args") if isinstance(before, dict) else None
-        if not isinstance(before, dict):
-            raise UserError(f"{config} is not a run's; choose another --output")
+        before = None
+    if before is not None:
         now = json.loads(json.dumps(settings))
         differ = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
         if differ:

@@ -197,11 +197,17 @@ def main():
 
     # 3. policy, and the frozen reference
     model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32)
-    if args.skip_bad:  # a group needs G judgments, so an item that does not fit is no item of RL
-        count = len(examples)
-        examples = [e for e in examples if sampler.fits(model, encode_chat(tokenizer, build_prompt(
-            e, args.template, rating_of(e, args.rating), not args.no_principles, args.use_reference)), args.max_new_tokens)]
-        accelerator.print(f"{count - len(examples)} of {count} items dropped: their prompts do not fit the model")
+    # a group needs G judgments, so an item that does not fit is no item of RL
+    long = dict.fromkeys(e.id for e in examples if not sampler.fits(model, encode_chat(tokenizer, build_prompt(
+        e, args.template, rating_of(e, args.rating), not args.no_principles, args.use_reference)), args.max_new_tokens))
+    if long:
+        share = f"{len(long)} of {len(examples)} items"
+        if not args.skip_bad:
+            raise UserError(f"the prompts of {share} (first: {next(iter(long))}) and {args.max_new_tokens} new tokens exceed the "
+                            f"model's {model.config.max_position_embeddings}; shorten or drop them, lower --max_new_tokens, use "
+                            "--template compact, or pass --skip_bad")
+        accelerator.print(f"{share} dropped: their prompts do not fit the model")
+        examples = [e for e in examples if e.id not in long]
         if not examples:
             raise UserError("no item is left; lower --max_new_tokens, or use --template compact")
     # Pitfall: the reference is the RFT model, never refreshed, in the policy's precision, so that KL is 0 at step 1.
@@ -288,11 +294,11 @@ def main():
         step += 1
 
         # 7. log: sums over all processes and parts, then means
-        spread = rule_rewards.view(-1, args.G)
         sums = {"loss": totals["loss"] / args.updates_per_rollout, "tokens": totals["tokens"], "kl": totals["kl"],
                 "clipped": totals["clipped"], "bounded": totals["bounded"], "entropy": totals["entropy"],
                 "ratio_error": totals["ratio_error"], "reward": rule_rewards.sum(), "parsed": parsed.sum(),
-                "dead": (spread == spread[:, :1]).all(1).sum(), "length": sum(len(j.completion_ids) for g in groups for j in g),
+                "dead": (advantages.view(-1, args.G) == 0).all(1).sum(),
+                "length": sum(len(j.completion_ids) for g in groups for j in g),
                 "truncated": sum(j.reason == "truncated" for g in groups for j in g)}
         names = sorted(sums)  # Pitfall: the same order on every process
         packed = torch.tensor([float(sums[n]) for n in names], dtype=torch.float64, device=accelerator.device)

@@ -1,4 +1,5 @@
 """Shared by all tests: tiny random models, tokenizers with the chat templates that differ in the wild. CPU, no network."""
+import contextlib
 import gc
 import os
 import subprocess
@@ -145,9 +146,12 @@ def finished(process, timeout=600):
     try:
         out, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        for one in [*psutil.Process(process.pid).children(recursive=True), process]:  # torchrun's ranks are in sessions of their own
-            one.kill()
-        pytest.fail(f"no end after {timeout} s:\n{process.communicate()[0][-3000:]}")
+        for one in [process, *psutil.Process(process.pid).children(recursive=True)]:  # torchrun's ranks are in sessions of their own
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # an orphan may still hold the pipe
+            pytest.fail(f"no end after {timeout} s:\n{process.communicate(timeout=10)[0][-3000:]}")
+        pytest.fail(f"no end after {timeout} s")
     return process.returncode, out
 
 
@@ -156,7 +160,6 @@ def ddp_at_the_end(monkeypatch):
     counts, leave = [], torch.distributed.destroy_process_group
 
     def counted(*args):
-        gc.collect()
         counts.append(sum(isinstance(o, torch.nn.parallel.DistributedDataParallel) for o in gc.get_objects()))
         leave(*args)
     monkeypatch.setattr(torch.distributed, "destroy_process_group", counted)

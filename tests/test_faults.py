@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,19 @@ from conftest import ROOT, make_tiny_model
 import runs
 import sampler
 import spct_rl
-from runs import DISK, UserError, append_jsonl, load_state, read_json, read_rows, save_model, save_state, write_text
+from runs import (
+    DISK,
+    UserError,
+    append_jsonl,
+    command_line,
+    load_state,
+    read_json,
+    read_rows,
+    save_model,
+    save_state,
+    whole,
+    write_text,
+)
 
 PROGRAMS = ["grm", "spct_rft", "spct_rl", "meta_rm", "infer_scale", "eval", "baselines"]
 
@@ -135,6 +148,58 @@ def test_a_folder_that_cannot_be_written(tiny, cli, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_folder_in_a_folder_is_written_whole(tmp_path):  # tokenizers with several chat templates are
+    with whole(tmp_path / "model") as temporary:
+        (temporary / "additional_chat_templates").mkdir(parents=True)
+        (temporary / "additional_chat_templates" / "tool.jinja").write_text("x")
+    assert list(everything(tmp_path)) == [Path("model/additional_chat_templates/tool.jinja")]
+    with pytest.raises(ValueError, match="a bug"), whole(tmp_path / "model") as temporary:  # not called a full disk
+        raise ValueError("a bug")
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    assert runs.git_commit.__wrapped__()
+    monkeypatch.setenv("PATH", "")
+    assert runs.git_commit.__wrapped__() is None
+
+
+@pytest.mark.parametrize("error", [None, UserError("x"), KeyboardInterrupt(), OSError(28, "full"), ValueError("a bug")])
+def test_trackers_are_closed_however_a_program_ends(error, monkeypatch):
+    did = []
+    tracker = SimpleNamespace(finish=lambda: did.append("closed"))
+    monkeypatch.setattr(runs, "STARTED", [SimpleNamespace(trackers=[tracker], end_training=lambda: did.append("closed, group left"))])
+
+    @command_line
+    def main():
+        if error:
+            raise error
+    if error:
+        with pytest.raises((SystemExit, ValueError)):
+            main()
+    else:
+        main()
+    assert did == (["closed"] if error else ["closed, group left"]) and not runs.STARTED
+
+
+def test_meta_rm_names_what_is_missing_and_reports_all_held_out_judgments(tiny, cli, tmp_path):
+    items = [{"id": f"i{i}", "prompt": "Which ?", "responses": ["good", "bad"], "rewards": [1, 0], **({"domain": "chat"} if i % 2 else {})}
+             for i in range(24)]
+    judgments = [{"permutation": [0, 1], "text": "Scores : 9 2", "scores": [9, 2]}, {"permutation": [0, 1], "text": "2 9", "scores": [2, 9]}]
+    write_text(tmp_path / "items.jsonl", "".join(json.dumps(item) + "\n" for item in items))
+    write_text(tmp_path / "blind.jsonl", json.dumps({**items[0], "rewards": None}) + "\n")
+    write_text(tmp_path / "rft.jsonl", "".join(json.dumps({"id": i["id"], "non_hinted": judgments}) + "\n" for i in items))
+    words = ["meta_rm", "--model", tiny, "--grm", "", "--batch_size", 4, "--epochs", 0.2, "--trajectories", tmp_path / "rft.jsonl"]
+    code, line = cli(*words, "--data", tmp_path / "blind.jsonl", "--output", tmp_path / "blind")
+    assert code == 2 and "item i0 has no 'rewards'" in line
+    words += ["--data", tmp_path / "items.jsonl"]
+    code, line = cli(*words, "--held_out", 1, "--output", tmp_path / "nothing")
+    assert code == 2 and "--held_out 1.0 leaves no judgment" in line
+    assert cli(*words, "--held_out", 0.5, "--output", tmp_path / "run") == (0, "")
+    report = read_json(tmp_path / "run" / "report.json")
+    parts = {name: part["count"] for name, part in report["held_out"].items()}
+    assert set(parts) == {"all", "chat", "rft"} and parts["all"] == parts["rft"] == 48 - report["train"] > parts["chat"] > 0
+
+
 def test_another_run_is_refused_with_the_difference_named(tiny, cli, tmp_path):
     words = ["infer_scale", "--model", tiny, "--k", 1, "--max_new_tokens", 5, "--limit", 2, "--output", tmp_path / "run"]
     assert cli(*words)[0] == 0
@@ -144,9 +209,11 @@ def test_another_run_is_refused_with_the_difference_named(tiny, cli, tmp_path):
     assert everything(tmp_path) == before
     (tmp_path / "run" / "config.json").write_text('{"model_type": "llama"}')
     code, line = cli(*words)
-    assert code == 2 and "config.json is not a run's" in line
+    assert code == 2 and "config.json is damaged or not a run's" in line
     (tmp_path / "run" / "config.json").write_text('{"args": ')
-    assert "is not JSON" in cli(*words)[1]
+    before = everything(tmp_path)
+    assert "is damaged or not a run's" in cli(*words)[1] and "delete the folder yourself" in cli(*words, "--overwrite")[1]
+    assert everything(tmp_path) == before
 
 
 def test_one_run_at_a_time(tiny, cli, tmp_path):

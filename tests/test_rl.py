@@ -532,7 +532,7 @@ def test_items_that_do_not_fit_stop_the_run_or_are_dropped(base, tmp_path, monke
     (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
     flags = ("--data", tmp_path / "items.jsonl")
     line = refused(monkeypatch, capsys, base, tmp_path / "out", *flags)
-    assert "/i2/" in line and "512" in line and "--skip_bad" in line
+    assert "1 of 5 items (first: i2)" in line and not (tmp_path / "out" / "metrics.jsonl").exists() and "512" in line and "--skip_bad" in line
     seen = play(monkeypatch)
     metrics = train(monkeypatch, base, tmp_path / "out", *flags, "--skip_bad")  # the same folder: the flag may be added
     assert len(metrics) == 2 and "1 of 5 items dropped" in capsys.readouterr().out
