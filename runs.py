@@ -243,7 +243,8 @@ def cut_torn_line(path):
     """Cut off a last line that a kill or a full disk tore. Not while another process may be writing to the file."""
     with open(path, "rb+") as file:
         end = file.seek(0, os.SEEK_END)
-        if end and (file.seek(end - 1), file.read())[1] != b"\n":
+        file.seek(max(end - 1, 0))
+        if file.read() not in (b"", b"\n"):
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
 
