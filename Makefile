@@ -1,4 +1,4 @@
-# make demo: the whole paper on the toy world, under 10 minutes on 2 CPU cores.   make test: the test suite.
+# make demo: the whole paper on the toy world, about ten minutes on 2 CPU cores.   make test: the test suite.
 # Both make their own virtual environment. The README says how to get the smaller CPU build of torch.
 PYTHON ?= python3
 VENV ?= .venv
