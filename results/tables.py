@@ -193,6 +193,8 @@ def heldout_safety(seeds):
              row("GRM without safety, Voting@32", get("heldout/voting", voting_credit(32)), "", "GRM without safety, greedy"),
              row("GRM and meta RM without safety, guided @32", get("heldout/voting", voting_credit(32, "guided")), "",
                  "GRM without safety, Voting@32"),
+             row("GRM without safety, random 16 of 32", get("heldout/voting", voting_credit(32, "random")), "",
+                 "GRM and meta RM without safety, guided @32"),
              ceiling(seeds, in_domain("safety"))]
     write("heldout_safety", finish(specs))
 
