@@ -117,13 +117,13 @@ def start_accelerator(log_with=None, output=None):
     Prints nothing. bf16 autocast on a GPU that has it; on a CPU if asked (ACCELERATE_MIXED_PRECISION=bf16, or
     `accelerate launch --mixed_precision bf16`).
     """
+    refuse_other_launches()
     from accelerate import Accelerator, InitProcessGroupKwargs
     warnings.filterwarnings("ignore", message=".*(pin_memory|no supported trackers).*")
-    on_gpu = torch.cuda.is_available()
+    device = default_device()
     try:
         accelerator = Accelerator(
-            cpu=not on_gpu, mixed_precision="bf16" if in_bf16("cuda" if on_gpu else "cpu") else "no", log_with=log_with,
-            project_dir=output,
+            cpu=device == "cpu", mixed_precision="bf16" if in_bf16(device) else "no", log_with=log_with, project_dir=output,
             # Pitfall: a process without a chunk left waits for the others, and one chunk can take longer than the default limit.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))])
     except (ValueError, ImportError) as error:
@@ -132,9 +132,34 @@ def start_accelerator(log_with=None, output=None):
         raise UserError(f"--log_with {log_with}: {error}") from None
     if log_with and not accelerator.log_with:
         raise UserError(f"--log_with {log_with}: that tracker is not installed; install it with pip, or leave the flag out")
+    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):  # a TPU, or another kind of accelerator
+        raise UserError(REFUSED.format(accelerator.distributed_type.value, Path(sys.argv[0]).name))
     share_threads(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
     STARTED[:] = [accelerator]
     return accelerator
+
+
+# What `accelerate launch` sets, by a flag or by the default config that some other project asked for once.
+SHARDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+            "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism", "ACCELERATE_USE_SAGEMAKER": "SageMaker"}
+REFUSED = ("{0} is switched on, by a flag of accelerate launch or by the default config of this machine; here every process "
+           "holds the whole model: start with `torchrun --nproc_per_node 1 {1}` (more processes on more GPUs), which reads no "
+           "config, or choose plain multi-GPU in `accelerate config`")
+
+
+def refuse_other_launches():
+    """One line instead of a silent or a late failure.
+
+    Pitfall: DeepSpeed's `backward` makes an optimizer step of its own per micro-batch; under FSDP the sampler would read a shard
+    of the weights, and ranks that decode different lengths wait for ever.
+    """
+    for variable, name in SHARDING.items():
+        if os.environ.get(variable, "").lower() in ("1", "true"):
+            raise UserError(REFUSED.format(name, Path(sys.argv[0]).name))
+    precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "bf16"):
+        raise UserError(f"--mixed_precision {precision} is not supported (losses are not scaled here, so small gradients would "
+                        "vanish); use --mixed_precision bf16 or no, or change the default in `accelerate config`")
 
 
 def end_training(done):
@@ -152,6 +177,23 @@ def end_training(done):
         else:  # the other processes may still be at work
             for tracker in accelerator.trackers:
                 tracker.finish()
+
+
+def default_device():
+    """"cuda" if there is a GPU, unless the launcher was told to use the CPU (`accelerate launch --cpu`)."""
+    on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
+    return "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
+
+
+def peak_gb():
+    """Peak memory of this process so far, in GB (2^30 bytes): the GPU's where there is one, else the resident memory."""
+    if default_device() == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
 
 
 def in_bf16(device):
@@ -301,20 +343,19 @@ FREE_FLAGS = {"output", "log_with", "save_every", "overwrite", "meta_rm", "k_met
 
 @functools.cache
 def git_commit():
-    """Commit of the code, "+" appended if the tree was changed; None outside a git checkout, or without git."""
+    """Commit of the code, "+" appended if the tree was changed; "unknown" outside a git checkout, or without git."""
     def git(*words):
         return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True)
-    if not shutil.which("git"):
-        return None
-    head = git("rev-parse", "--short", "HEAD")
-    return head.stdout.strip() + ("+" if git("status", "--porcelain", "-uno").stdout.strip() else "") \
-        if head.returncode == 0 else None
+    head = git("rev-parse", "--short", "HEAD") if shutil.which("git") else None
+    if head is None or head.returncode:
+        return "unknown"
+    return head.stdout.strip() + ("+" if git("status", "--porcelain", "-uno").stdout.strip() else "")
 
 
 def open_run(folder, args, world_size=1, is_main=True):
     """Create or reopen a run folder; refuses the folder of a run with other arguments and names the difference.
 
-    Returns the folder as a Path. Writes config.json: arguments, versions, commit, device, world size.
+    Returns the folder as a Path. Writes config.json: arguments, versions, commit, device, precision, processes.
     """
     folder = Path(folder)
     settings = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
@@ -353,8 +394,8 @@ def open_run(folder, args, world_size=1, is_main=True):
         import transformers
         write_json(config, {
             "args": settings, "endpoint": getattr(args, "endpoint", None), "script": Path(sys.argv[0]).name,
-            "commit": git_commit(), "world_size": world_size,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "commit": git_commit(), "processes": world_size, "precision": "bf16" if in_bf16(default_device()) else "fp32",
+            "device": torch.cuda.get_device_name() if default_device() == "cuda" else "cpu",
             "versions": {"python": sys.version.split()[0], "torch": torch.__version__,
                          "transformers": transformers.__version__, "accelerate": accelerate.__version__}})
     return folder
@@ -447,7 +488,8 @@ def in_chunks(path, items, make_rows, accelerator, chunk_size, label):
 
 
 def log_metrics(folder, accelerator=None, **metrics):
-    """One line of metrics.jsonl; with `--log_with` also one call of the tracker."""
+    """One line of metrics.jsonl, with this process's peak memory so far; with `--log_with` also one call of the tracker."""
+    metrics["memory/peak_gb"] = peak_gb()
     append_jsonl(Path(folder) / "metrics.jsonl", [metrics])
     if accelerator is not None and accelerator.trackers:
         accelerator.log({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=metrics.get("step"))

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from attention import SharedPrompts, attention_of, buffer_cache, shares_prompts
-from runs import UserError, in_bf16
+from runs import UserError, default_device, in_bf16
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -80,7 +80,10 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, t
     """
     if os.environ.get("SPCT_ATTN"):
         options.setdefault("attn_implementation", os.environ["SPCT_ATTN"])
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # Pitfall C30: cuDNN's attention, the default on an H100, gives NaN gradients for some lengths (pytorch #196678): RL died at
+    # step 14. The other backends are as fast here.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    device = device or default_device()
     dtype = dtype or (torch.bfloat16 if in_bf16(device) else torch.float32)
     tokenizer, where = load_tokenizer(name, trust_remote_code), find_model(name, trust_remote_code)
     try:
@@ -88,9 +91,8 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, t
         model = auto_class.from_pretrained(dtype=dtype, use_safetensors=True, **where, **options)
     except Exception as error:  # the library raises many types here too (a file cut short, another library's format, ...)
         raise UserError(f"model {name} could not be loaded ({first_line(error)})") from None
-    if "gguf_file" in where:  # the weights are dequantised now; Pitfall: save_pretrained refuses while these marks are there
-        model.hf_quantizer = None
-        vars(model.config).pop("quantization_config", None)
+    if "gguf_file" in where:  # the weights are dequantised now; Pitfall: with these marks save_pretrained and trainers refuse
+        model.hf_quantizer.remove_quantization_config(model)
     return model.to(device).eval(), tokenizer
 
 

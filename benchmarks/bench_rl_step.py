@@ -75,11 +75,17 @@ def run(args, what):
     import os
 
     import torch
+
+    from runs import save_model
     model, tokenizer = load(args)
     os.environ["SPCT_THREADS"] = str(torch.get_num_threads())
     items, prompts = make_items(args, tokenizer)
     ends = []
     with tempfile.TemporaryDirectory() as folder:
+        if args.model.endswith(".gguf"):  # TRL loads its reference model by name, and knows folders only
+            args.model = f"{folder}/model"
+            save_model(args.model, model, tokenizer)
+            model, tokenizer = load(args)
         if what["name"] == "ours":
             del model  # spct_rl.py loads its own
             ours(args, items, Path(folder), lambda: ends.append(clocks()))

@@ -5,7 +5,6 @@ wall, and the process's CPU seconds (all threads). On a machine that others use 
 """
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -14,6 +13,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from runs import default_device, peak_gb  # noqa: E402
 
 
 def add_flags(parser, repeats):
@@ -53,11 +54,6 @@ def timed(work):
     return {"wall": wall, "cpu": cpu, "peak_gb": peak_gb()}
 
 
-def peak_gb():
-    """Peak resident memory of this process, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-
-
 def measure(args, contestants):
     """{name: {"wall", "cpu", "peak_gb", ...}} of contestants {name: description}; medians over --repeats rounds.
 
@@ -88,7 +84,7 @@ def report(args, name, rows, ratios, targets):
         print(f"{row:<28}" + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     line = {"name": name, "ratios": {k: round(v, 3) for k, v in ratios.items()}, "targets": targets, "environment": {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu", "cores": cores,
+        "device": torch.cuda.get_device_name() if default_device() == "cuda" else "cpu", "cores": cores,
         "threads": args.threads or cores, "clock": args.clock, "repeats": args.repeats,
         "load": round(os.getloadavg()[0], 1), "torch": torch.__version__, "transformers": transformers.__version__,
         "model": Path(args.model).name}}

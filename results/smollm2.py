@@ -48,7 +48,9 @@ from runs import (  # noqa: E402
     append_jsonl,
     batch_indices,
     command_line,
+    default_device,
     git_commit,
+    in_bf16,
     load_state,
     log_metrics,
     read_flags,
@@ -255,7 +257,7 @@ def run_stage(name, command, out, processes):
     append_jsonl(out / "stages.jsonl", [{
         "stage": name, "command": line, "commit": git_commit(), "seconds": round(time.time() - started),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime), "peak_mb": usage.ru_maxrss // 1024,
-        "precision": os.environ.get("ACCELERATE_MIXED_PRECISION", "no"), "threads": os.environ.get("SPCT_THREADS", "all")}])
+        "precision": "bf16" if in_bf16(default_device()) else "fp32", "threads": os.environ.get("SPCT_THREADS", "all")}])
 
 
 # ----- tables -----

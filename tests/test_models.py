@@ -140,7 +140,7 @@ def write_gguf(path):
     from tokenizers import pre_tokenizers
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab"]
     file = gguf.GGUFWriter(path, "llama")
-    for name, value in dict(context_length=256, embedding_length=32, block_count=2, feed_forward_length=64, head_count=4, head_count_kv=2,
+    for name, value in dict(context_length=1024, embedding_length=32, block_count=2, feed_forward_length=64, head_count=4, head_count_kv=2,
                             layer_norm_rms_eps=1e-5, rope_dimension_count=8, vocab_size=len(tokens)).items():
         getattr(file, f"add_{name}")(value)
     file.add_tokenizer_model("gpt2")

@@ -498,7 +498,7 @@ def test_c08_c22_c27_two_processes_equal_one(base, tmp_path, monkeypatch):
     one = train(monkeypatch, base, tmp_path / "one", *flags)
     code, out = finished(two)
     assert code == 0, out
-    assert read_json(tmp_path / "two" / "config.json")["world_size"] == 2 and len(one) == 3
+    assert read_json(tmp_path / "two" / "config.json")["processes"] == 2 and len(one) == 3
     files = [(tmp_path / name / "trajectories.jsonl").read_bytes() for name in ("one", "two")]
     assert files[0] == files[1] and [read_json(tmp_path / f"{r}.json") for r in (0, 1)] == [{"calls": 2, "ddp": [0]}] * 2
     for a, b in zip(untimed(one), untimed(read_rows(tmp_path / "two" / "metrics.jsonl")), strict=True):
