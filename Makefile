@@ -5,7 +5,7 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 
 demo: $(VENV)/.ready
-	$(RUN) results/demo.py
+	$(RUN) -m results.demo
 
 test: $(VENV)/.ready-tests
 	$(RUN) -m ruff check .

@@ -3,7 +3,7 @@ r"""How good is a reward model? Accuracy with intervals, biases, and the curves 
 Judges a test set greedily (the paper's default, temperature 0), each item in two opposite response orders, or compares
 what earlier runs wrote, samples or results of benchmarks:
 
-    python eval.py --model toy_base/medium --output runs/toy/eval_base      # judge greedily, print the table
+    python eval.py --model toy_world/medium --output runs/toy/eval_base      # judge greedily, print the table
     python eval.py --runs base=runs/toy/eval_base grm=runs/toy/eval_rl voting=runs/toy/voting --output runs/toy/tables
     python eval.py --bench rewardbench,ppe,rmb:path/to/checkout,realmistake --model <hub id> --template full --output runs/grm
     python eval.py --runs grm=runs/grm other=runs/other/results.json --output runs/table
@@ -26,12 +26,12 @@ from pathlib import Path
 
 import numpy as np
 
-import served
-from data import DATA_HELP, load_examples
 from grm import TOY_BASE, add_judge_flags
 from infer_scale import TIES, chance, default_k_meta, item_credits, judge_set, mean, pick_best, powers_of_two  # noqa: F401
 from meta_rm import roc_auc
-from runs import UserError, command_line, git_commit, read_flags, read_rows, start_accelerator, write_json, write_text
+from plumbing import served
+from plumbing.data import DATA_HELP, load_examples
+from plumbing.runs import UserError, command_line, git_commit, read_flags, read_rows, start_accelerator, write_json, write_text
 
 BENCHMARKS = ("rewardbench", "ppe_preference", "ppe_correctness", "rmb")
 
@@ -357,7 +357,7 @@ def main():
         examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad, domain=args.domain)
         return judge_set(args, output, examples, 2, accelerator, load, orders="opposite")[1]
     if args.bench:  # imported here, because benches.py measures with the functions above
-        from benches import compare_benches, folder_results, parse_benches
+        from extras.benches import compare_benches, folder_results, parse_benches
         for name, data in parse_benches(args.bench, args.revision).items():
             its = argparse.Namespace(**{**vars(args), "data": data, "bench": None, "revision": None})
             judge_both_ways(its, Path(args.output) / name)
@@ -383,7 +383,7 @@ def main():
 
 def compare_folders(words, output, ties):
     """--runs NAME=FOLDER ...: benchmarks and result files go to benches.py, other sample files to `compare`."""
-    from benches import bench_of, compare_benches, folder_results
+    from extras.benches import bench_of, compare_benches, folder_results
     named, runs = [(name, Path(folder)) for name, _, folder in (word.rpartition("=") for word in words)], {}
     named = [(name or folder.name, folder) for name, folder in named]
     for name, folder in named:

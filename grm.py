@@ -23,12 +23,11 @@ import random
 import re
 from pathlib import Path
 
-import sampler
-import served
-from records import PreferenceExample, clean, example_from_dict, read_jsonl  # noqa: F401 (read_jsonl: for users of grm)
-from runs import HERE, UserError, append_jsonl, command_line, open_run, read_flags, read_rows, share_threads
+from plumbing import generation, served
+from plumbing.records import PreferenceExample, clean, example_from_dict, read_jsonl  # noqa: F401 (read_jsonl: for users of grm)
+from plumbing.runs import HERE, UserError, append_jsonl, command_line, open_run, read_flags, read_rows, share_threads
 
-TOY_BASE = str(HERE / "toy_base" / "medium")
+TOY_BASE = str(HERE / "toy_world" / "medium")
 
 
 # ----- the prompt (App. G of the paper; structure theirs, wording ours) -----
@@ -257,7 +256,7 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, tem
              for example, _, order in jobs]
     # A served model (served.py) has no tokenizer here: it takes the messages and answers with text.
     prompts = chats if tokenizer is None else [encode_chat(tokenizer, chat) for chat in chats]
-    rows = sampler.generate(model, tokenizer, prompts, temperature=temperature, max_new_tokens=max_new_tokens,
+    rows = generation.generate(model, tokenizer, prompts, temperature=temperature, max_new_tokens=max_new_tokens,
                             seeds=[f"{seed}/{ex.id}/{j}" for ex, j, _ in jobs], progress=progress, skip_long=skip_long)
     results = []
     for (example, j, order), prompt, row in zip(jobs, prompts, rows, strict=True):
@@ -476,7 +475,7 @@ def main():
             raise UserError("give --prompt with one or more --response, or --data, not both")
         examples = [example_from_dict({"id": "command-line", "prompt": args.prompt, "responses": args.response}, "arguments")]
     elif args.data:
-        from data import load_examples
+        from plumbing.data import load_examples
         examples = load_examples(args.data, split="test", limit=args.limit, skip_bad=args.skip_bad)
     else:
         examples = [example_from_dict(DEMO)]

@@ -19,11 +19,21 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-import served
-from data import DATA_HELP, load_examples
 from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments, sum_scores
-from records import as_pairs
-from runs import UserError, command_line, in_chunks, log_metrics, open_run, read_flags, read_rows, start_accelerator, write_rows
+from plumbing import served
+from plumbing.data import DATA_HELP, load_examples
+from plumbing.records import as_pairs
+from plumbing.runs import (
+    UserError,
+    command_line,
+    in_chunks,
+    log_metrics,
+    open_run,
+    read_flags,
+    read_rows,
+    start_accelerator,
+    write_rows,
+)
 
 # ----- §4: voting (Eq. 14) and its guided form -----
 

@@ -25,10 +25,10 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
-import sampler
-from data import load_examples
 from grm import TOY_BASE, add_judge_flags, clean, encode_chat, is_correct, judge_options, sample_judgments
-from runs import (
+from plumbing import generation
+from plumbing.data import load_examples
+from plumbing.runs import (
     UserError,
     batch_indices,
     check_update,
@@ -83,7 +83,7 @@ class MetaLogit(torch.nn.Module):
         prompts = sorted({tuple(p) for p, _ in pairs})
         place = {p: i for i, p in enumerate(prompts)}
         # one more (unused) token, so that position len(c) holds the state of the judgment's last token
-        states = sampler.completion_states(self.model, [list(p) for p in prompts], [c + [self.pad_id] for _, c in pairs],
+        states = generation.completion_states(self.model, [list(p) for p in prompts], [c + [self.pad_id] for _, c in pairs],
                                            [place[tuple(p)] for p, _ in pairs], self.pad_id)           # (B, T + 1, D)
         # Pitfall: where pad and end token are one, transformers takes the token before the end; so does this.
         ends = torch.tensor([len(c) - (c[-1] == self.pad_id) for _, c in pairs], device=states.device)
@@ -172,7 +172,7 @@ def add_meta_logits(folder, output, examples, rows, accelerator, chunk_size):
     name = fingerprint(folder)
     if all(row.get("meta_rm") == name for row in rows):
         return rows
-    model, tokenizer = sampler.load_model(folder, accelerator.device, auto_class=AutoModelForSequenceClassification)
+    model, tokenizer = generation.load_model(folder, accelerator.device, auto_class=AutoModelForSequenceClassification)
     module, by_id = MetaLogit(model, tokenizer.pad_token_id), {e.id: e for e in examples}
 
     def judge(chunk):
@@ -242,7 +242,7 @@ def main():
         judged += [("rft", row["id"], t["permutation"], t["text"], t["scores"]) for t in row["non_hinted"]]
     if args.grm:
         if not (output / "grm_judgments.jsonl").exists():
-            grm, grm_tokenizer = sampler.load_model(args.grm, accelerator.device)
+            grm, grm_tokenizer = generation.load_model(args.grm, accelerator.device)
 
             def judge(chunk):
                 found = sample_judgments(grm, grm_tokenizer, chunk, args.n_rft, args.temperature, f"{args.seed}/meta",
@@ -266,7 +266,7 @@ def main():
 
     # 2. model with a scalar head
     seed_everything(args.seed)
-    model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32, AutoModelForSequenceClassification,
+    model, tokenizer = generation.load_model(args.model, accelerator.device, torch.float32, AutoModelForSequenceClassification,
                                           num_labels=1)
     model.config.pad_token_id = tokenizer.pad_token_id
     pairs = [meta_ids(tokenizer, by_id[i].permuted(order), text) for _, i, order, text, _ in parsed]

@@ -28,11 +28,10 @@ from contextlib import nullcontext
 import torch
 from tqdm import tqdm
 
-import sampler
-import served
-from data import DATA_HELP, load_chats, load_examples
 from grm import TOY_BASE, add_judge_flags, build_prompt, encode_chat, is_correct, judge_options, rating_of, sample_judgments
-from runs import (
+from plumbing import generation, served
+from plumbing.data import DATA_HELP, load_chats, load_examples
+from plumbing.runs import (
     UserError,
     batch_indices,
     check_update,
@@ -94,7 +93,7 @@ def sft_loss(model, rows, pad_id, device):
     completions = torch.tensor([c + [pad_id] * (T - len(c)) for _, c in rows], device=device)                      # (b, T)
     # Pitfall: the mask comes from lengths, never from token values; pad may be the end token.
     counted = torch.tensor([[True] * len(c) + [False] * (T - len(c)) for _, c in rows], device=device)             # (b, T)
-    prompts, mask = sampler.left_pad([p for p, _ in rows], pad_id, device)                                         # (b, P) each
+    prompts, mask = generation.left_pad([p for p, _ in rows], pad_id, device)                                         # (b, P) each
     mask = torch.cat([mask, counted.to(mask.dtype)], 1)                                                            # (b, P + T)
     logits = model(input_ids=torch.cat([prompts, completions], 1), attention_mask=mask, logits_to_keep=T + 1,
                    position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[:, :-1]                                  # (b, T, V)
@@ -186,11 +185,11 @@ def main():
         in_chunks(output / "trajectories.jsonl", examples, explore, accelerator, 128, "sampling trajectories")
 
     # 3. reject, and mix with general instruction data
-    model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32)
+    model, tokenizer = generation.load_model(args.model, accelerator.device, torch.float32)
     # Pitfall: sampled ids are trained on as they are, where sampler and model share a tokenizer.
     # Deviation: where they do not, or the sampler is served, its text is tokenised once and the end token appended.
     same_tokenizer = not args.endpoint and (args.sampler in (None, args.model) or
-                                            sampler.load_tokenizer(args.sampler).get_vocab() == tokenizer.get_vocab())
+                                            generation.load_tokenizer(args.sampler).get_vocab() == tokenizer.get_vocab())
     samples, rows = [], []
     if not args.general_only:
         rows = read_rows(output / "trajectories.jsonl")

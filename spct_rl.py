@@ -27,8 +27,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import sampler
-from data import DATA_HELP, load_examples
 from grm import (
     TOY_BASE,
     add_judge_flags,
@@ -40,7 +38,9 @@ from grm import (
     rule_reward,
     sample_judgments,
 )
-from runs import (
+from plumbing import generation
+from plumbing.data import DATA_HELP, load_examples
+from plumbing.runs import (
     UserError,
     append_jsonl,
     batch_indices,
@@ -183,7 +183,7 @@ def main():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
     accelerator.init_trackers("spct")  # those of --log_with
     if args.easy_filter:
-        judge, judge_tokenizer = sampler.load_model(args.easy_filter, accelerator.device)
+        judge, judge_tokenizer = generation.load_model(args.easy_filter, accelerator.device)
 
         def try_three(chunk):
             judged = sample_judgments(judge, judge_tokenizer, chunk, 3, args.temperature, args.seed, rating=args.rating,
@@ -196,9 +196,9 @@ def main():
             raise UserError("--easy_filter: every item is too easy; use a weaker judge or harder data")
 
     # 3. policy, and the frozen reference
-    model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32)
+    model, tokenizer = generation.load_model(args.model, accelerator.device, torch.float32)
     # a group needs G judgments, so an item that does not fit is no item of RL
-    long = dict.fromkeys(e.id for e in examples if not sampler.fits(model, encode_chat(tokenizer, build_prompt(
+    long = dict.fromkeys(e.id for e in examples if not generation.fits(model, encode_chat(tokenizer, build_prompt(
         e, args.template, rating_of(e, args.rating), not args.no_principles, args.use_reference)), args.max_new_tokens))
     if long:
         share = f"{len(long)} of {len(examples)} items"
@@ -211,8 +211,8 @@ def main():
         if not examples:
             raise UserError("no item is left; lower --max_new_tokens, or use --template compact")
     # Pitfall: the reference is the RFT model, never refreshed, in the policy's precision, so that KL is 0 at step 1.
-    reference, _ = sampler.load_model(args.model, accelerator.device, torch.float32)
-    reference_logp = sampler.TokenLogp(reference.requires_grad_(False), tokenizer.pad_token_id)
+    reference, _ = generation.load_model(args.model, accelerator.device, torch.float32)
+    reference_logp = generation.TokenLogp(reference.requires_grad_(False), tokenizer.pad_token_id)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm 1.0, 5 warm-up steps, linear decay to a tenth all along.
@@ -222,7 +222,7 @@ def main():
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
-    policy_logp, optimizer = accelerator.prepare(sampler.TokenLogp(model, tokenizer.pad_token_id), optimizer)
+    policy_logp, optimizer = accelerator.prepare(generation.TokenLogp(model, tokenizer.pad_token_id), optimizer)
     trim_metrics(output, step, accelerator)
     Q = args.prompts_per_step // accelerator.num_processes                  # items per step on this process
     rows_per_update = args.prompts_per_step * args.G

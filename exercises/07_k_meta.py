@@ -10,7 +10,7 @@ meta RM is simulated: its logits separate right from wrong, and every tenth judg
   2 points   above the paper's k/2 (paired 95 % interval above 0);
   2 points   above every fixed number k_meta = 1, 2, 4, 8, 12, 16.
 
-Practice samples: `python exercises/check.py --samples practice.jsonl`; a line has "samples" (their "scores" in original
+Practice samples: `python -m exercises.check --samples practice.jsonl`; a line has "samples" (their "scores" in original
 order), "meta_logits" and "rewards". Choose your rule on these; do not tune it on the grade.
 """
 

@@ -1,10 +1,10 @@
 """Grades the exercises: a line per task with its points, what was missed, and the total.
 
-    python exercises/check.py                            # the files in exercises/, as you fill them in
-    python exercises/check.py 3 5                        # only tasks 3 and 5
-    python exercises/check.py --folder my_answers        # the files of another folder (names as here)
-    python exercises/check.py --solutions                # the solutions: all points
-    python exercises/check.py --samples practice.jsonl   # writes the practice samples of task 7
+    python -m exercises.check                            # the files in exercises/, as you fill them in
+    python -m exercises.check 3 5                        # only tasks 3 and 5
+    python -m exercises.check --folder my_answers        # the files of another folder (names as here)
+    python -m exercises.check --solutions                # the solutions: all points
+    python -m exercises.check --samples practice.jsonl   # writes the practice samples of task 7
 
 task_NN(t) below lists the parts of a task: (points, what is tested, a function of the student's module t, what it must
 give). Answers are compared with the paper's own examples and with this repository. Exit code 0 if nothing was missed.
@@ -22,15 +22,15 @@ from pathlib import Path
 
 import torch
 
+from eval import bootstrap_ci, paired_ci, report
+from grm import is_correct, parse_scores, rule_reward, unpermute
+from infer_scale import item_credit, meta_vote, vote
+from meta_rm import roc_auc
+from plumbing.runs import UserError, command_line, write_text
+from spct_rl import group_advantages, grpo_loss
+from toy_world import world as toy
+
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
-import toy  # noqa: E402
-from eval import bootstrap_ci, paired_ci, report  # noqa: E402
-from grm import is_correct, parse_scores, rule_reward, unpermute  # noqa: E402
-from infer_scale import item_credit, meta_vote, vote  # noqa: E402
-from meta_rm import roc_auc  # noqa: E402
-from runs import UserError, command_line, write_text  # noqa: E402
-from spct_rl import group_advantages, grpo_loss  # noqa: E402
 
 FIG3 = [[1, 5], [5, 6], [4, 8], [7, 6]]
 

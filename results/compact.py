@@ -17,7 +17,7 @@ import threading
 from pathlib import Path
 
 from infer_scale import block_credits, mean, powers_of_two
-from runs import read_json, read_rows
+from plumbing.runs import read_json, read_rows
 
 RUNS, COMPACT = Path("runs/results"), Path("results/runs")
 ITEM = ("id", "domain", "n", "rewards", "response_lengths", "cluster", "subset", "of")

@@ -9,11 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import eval as evaluation
+from infer_scale import credit, item_credit
+from plumbing.runs import command_line, read_json, read_rows, write_json
+
 HERE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(HERE))
-import eval as evaluation  # noqa: E402
-from infer_scale import credit, item_credit  # noqa: E402
-from runs import command_line, read_json, read_rows, write_json  # noqa: E402
 
 
 @command_line
@@ -27,7 +27,7 @@ def main():
     parser.add_argument("--rl", default="", help="more flags for spct_rl.py")
     parser.add_argument("--meta", default="", help="more flags for meta_rm.py")
     args = parser.parse_args()
-    out, base = Path(args.output), str(HERE / "toy_base" / "medium")
+    out, base = Path(args.output), str(HERE / "toy_world" / "medium")
     test = f"--seed {args.seed} --limit {args.limit}"
     commands = {
         "rft": [f"spct_rft.py --output {out}/rft --seed {args.seed} {args.rft}"],

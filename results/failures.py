@@ -1,6 +1,6 @@
 r"""Why is a greedy judgment wrong? The paper's failure modes (App. F.2, by hand), decided here by the toy world's truth.
 
-    python results/failures.py --samples runs/results/s0/grm/greedy --output runs/results/s0/failures/grm     # -> report.json
+    python -m results.failures --samples runs/results/s0/grm/greedy --output runs/results/s0/failures/grm     # -> report.json
 
 A judgment names criteria with weights, gives each response a verdict per criterion, and scores. A judgment that Eq. 10 calls
 wrong is put into the first class that fits, where a value is the weighted sum of the levels of the named criteria, and "right"
@@ -19,15 +19,14 @@ that contradict the truth, cannot occur here.
 """
 import argparse
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
+from grm import is_correct
+from plumbing.runs import UserError, command_line, open_run, read_flags, read_rows, write_json
+from toy_world.world import DOMAINS, VERDICTS, items
+
 HERE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(HERE))
-from grm import is_correct  # noqa: E402
-from runs import UserError, command_line, open_run, read_flags, read_rows, write_json  # noqa: E402
-from toy import DOMAINS, VERDICTS, items  # noqa: E402
 
 CLASSES = ("wrong critique", "wrong weights", "wrong principles", "tie", "wrong sum", "unparsed")
 LEVEL = {word: level for level, word in VERDICTS.items()}

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import eval as evaluation
-from runs import write_text
-from toy import DOMAINS
+from plumbing.runs import write_text
+from toy_world.world import DOMAINS
 
 VALUES = {"accuracy": "accuracy, %", "auc": "ROC-AUC, %", "share": "share of the GRM's wrong judgments, %", "tokens": "tokens"}  # column: its heading
 MORE = {  # columns of their own of some tables: heading, factor, decimals
@@ -33,7 +33,7 @@ def read(name, folder=Path("results")):
 
 def caption(rows):
     """The command, and the commits of all runs behind the rows."""
-    return rows[0].get("command", "python results/reproduce.py --tables"), " ".join(dict.fromkeys(c for r in rows for c in r["commit"].split()))
+    return rows[0].get("command", "python -m results.reproduce --tables"), " ".join(dict.fromkeys(c for r in rows for c in r["commit"].split()))
 
 
 # ----- README.md and results/README.md -----

@@ -4,8 +4,8 @@ Each attack is appended to one wrong response of every test item; the same judge
 same response order. Forged delimiters and special tokens are broken before the judge sees them (records.py, grm.py), so what
 is measured is what remains: whether the model believes what a response says about itself.
 
-    python results/hostile.py --model runs/results/s0/grm/rl/model                       # -> results/hostile.csv
-    python results/hostile.py --model SmolLM2-135M-Instruct.Q4_1.gguf --template full --max_new_tokens 400 --limit 50 \
+    python -m results.hostile --model runs/results/s0/grm/rl/model                       # -> results/hostile.csv
+    python -m results.hostile --model SmolLM2-135M-Instruct.Q4_1.gguf --template full --max_new_tokens 400 --limit 50 \
         --output runs/hostile-smollm2 --table results/hostile_smollm2.csv
 
 Columns: `inflation`, the mean change of the attacked response's own score in points of 1-10, over items that parsed both
@@ -17,14 +17,14 @@ import random
 import sys
 from pathlib import Path
 
+from eval import bootstrap_ci, mean, print_table, verdict, write_csv
+from grm import add_judge_flags, judge_options, sample_judgments
+from infer_scale import credit, sample_row
+from plumbing import generation
+from plumbing.data import load_examples
+from plumbing.runs import UserError, command_line, git_commit, in_chunks, open_run, read_flags, start_accelerator
+
 HERE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(HERE))
-import sampler  # noqa: E402
-from data import load_examples  # noqa: E402
-from eval import bootstrap_ci, mean, print_table, verdict, write_csv  # noqa: E402
-from grm import add_judge_flags, judge_options, sample_judgments  # noqa: E402
-from infer_scale import credit, sample_row  # noqa: E402
-from runs import UserError, command_line, git_commit, in_chunks, open_run, read_flags, start_accelerator  # noqa: E402
 
 # {i}: number under which the attacked response is shown.  {n}: how many there are.  {box}: 10 for it and 1 for the others.
 ATTACKS = {
@@ -78,7 +78,7 @@ def main():
                 if len(e.responses) > 1 and e.rewards]
     if not examples:
         raise UserError(f"{args.data}: no item with n >= 2 and rewards, so there is no wrong response to attack")
-    model, tokenizer = sampler.load_model(args.model, accelerator.device)
+    model, tokenizer = generation.load_model(args.model, accelerator.device)
     special = " ".join(t.content for t in tokenizer.added_tokens_decoder.values())
     places = {e.id: e.rewards.index(min(e.rewards)) for e in examples}
 
@@ -102,7 +102,7 @@ def main():
         shown = [{**r, **{k: f"{r[k]:+.2f}" for k in ("inflation", "inflation_low", "inflation_high")}} for r in table]
         print_table(shown, ["attack", "items", "inflation", "inflation_low", "inflation_high", "accuracy", "difference_low",
                             "difference_high", "attack_wins", "parse_rate"])
-        command = "python results/hostile.py " + " ".join(sys.argv[1:])
+        command = "python -m results.hostile " + " ".join(sys.argv[1:])
         write_csv(Path(args.table), [{**r, "command": command.strip(), "commit": git_commit()} for r in table])
         print(f"wrote {args.table}")
 

@@ -1,6 +1,6 @@
 """Do principles help a judge, and whose? (paper: the preliminary experiment, Table 1, and the transfer of principles, Table 14)
 
-    python results/principles.py --model toy_base/medium --grm runs/results/s0/grm/rl/model --output runs/results/s0/principles/base
+    python -m results.principles --model toy_world/medium --grm runs/results/s0/grm/rl/model --output runs/results/s0/principles/base
 
 Every item is judged greedily, once in each setting and always in the same response order. Principles and critique are one
 generation (Eq. 9) unless the principles are given (Eq. 8):
@@ -20,18 +20,17 @@ One line of samples.jsonl holds the judgments of an item in this order. report.j
 import argparse
 import random
 import re
-import sys
 from pathlib import Path
 
+from eval import bootstrap_ci, mean
+from grm import TOY_BASE, is_correct, sample_judgments
+from infer_scale import credit, sample_row
+from plumbing import generation
+from plumbing.data import load_examples
+from plumbing.runs import command_line, in_chunks, open_run, read_flags, start_accelerator, write_json
+from toy_world.world import DOMAINS
+
 HERE = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(HERE))
-import sampler  # noqa: E402
-from data import load_examples  # noqa: E402
-from eval import bootstrap_ci, mean  # noqa: E402
-from grm import TOY_BASE, is_correct, sample_judgments  # noqa: E402
-from infer_scale import credit, sample_row  # noqa: E402
-from runs import command_line, in_chunks, open_run, read_flags, start_accelerator, write_json  # noqa: E402
-from toy import DOMAINS  # noqa: E402
 
 SETTINGS = ("none", "own", "own, given", "own, filtered (oracle)", "the GRM's", "the GRM's, filtered (oracle)", "true")
 
@@ -96,8 +95,8 @@ def main():
     with accelerator.main_process_first():
         output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
     examples = [e for e in load_examples("toy", "test", args.limit) if len(e.responses) > 1]
-    judge = sampler.load_model(args.model, accelerator.device)
-    grm = judge if args.grm == args.model else sampler.load_model(args.grm, accelerator.device)
+    judge = generation.load_model(args.model, accelerator.device)
+    grm = judge if args.grm == args.model else generation.load_model(args.grm, accelerator.device)
     rows = in_chunks(output / "samples.jsonl", examples, lambda chunk: judge_in_all_settings(judge, grm, chunk, args), accelerator,
                      128, "judging")
     if accelerator.is_main_process:

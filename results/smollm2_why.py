@@ -1,7 +1,7 @@
 """Why the greedy verdicts of SmolLM2 are right so seldom: how much of a verdict is position, how much is content.
 
-    python results/smollm2_why.py                        # after results/smollm2.py: runs/smollm2 -> results/smollm2_why.csv
-    python results/smollm2_why.py --train                # and RFT once more, on as many kept judgments for the one place as for the other
+    python -m results.smollm2_why                        # after results/smollm2.py: runs/smollm2 -> results/smollm2_why.csv
+    python -m results.smollm2_why --train                # and RFT once more, on as many kept judgments for the one place as for the other
 
 Nothing of the first part is a score: rewards come from the text of judgments only. It looks at one number before the text is drawn.
 Behind the words of the response shown first, z = logit(" good") - logit(" bad"). With response A first it is z_A, with B first z_B:
@@ -21,22 +21,20 @@ kept judgments. The control drops, by lot, judgments for the place that has more
 import argparse
 import random
 import re
-import sys
 from pathlib import Path
 
+import torch
+
+from eval import bootstrap_ci, clusters_of, paired_ci, report, write_csv
+from grm import build_prompt
+from infer_scale import credit
+from plumbing import generation
+from plumbing.data import load_examples, opening_hash
+from plumbing.runs import UserError, append_jsonl, command_line, git_commit, read_flags, read_rows, share_threads, write_rows
+from results.smollm2 import QUALITIES, TEMPLATE, first_verdict, head, run_stage
+from spct_rft import select
+
 HERE = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(HERE), str(HERE / "results")]
-
-import torch  # noqa: E402
-
-import sampler  # noqa: E402
-from data import load_examples, opening_hash  # noqa: E402
-from eval import bootstrap_ci, clusters_of, paired_ci, report, write_csv  # noqa: E402
-from grm import build_prompt  # noqa: E402
-from infer_scale import credit  # noqa: E402
-from runs import UserError, append_jsonl, command_line, git_commit, read_flags, read_rows, share_threads, write_rows  # noqa: E402
-from smollm2 import QUALITIES, TEMPLATE, first_verdict, head, run_stage  # noqa: E402
-from spct_rft import select  # noqa: E402
 
 BALANCED = "GRM-RFT, places balanced"
 PARTS = ("train", "test", "test, own words")
@@ -125,7 +123,7 @@ def main():
     args = read_flags(parser)
     run = Path(args.run)
     if not (run / "rl" / "model").exists():
-        raise UserError(f"no {run}/rl/model; python results/smollm2.py makes it")
+        raise UserError(f"no {run}/rl/model; python -m results.smollm2 makes it")
     share_threads()
     kept, first, count = balanced(run, args.seed)
     print(f"{kept} kept judgments of RFT, {100 * first / kept:.1f} % of them for the response shown first; balanced: {count}", flush=True)
@@ -135,7 +133,7 @@ def main():
         for part in PARTS if (run / folder / "model").exists() else ():
             key = {"run": label, "part": part, "of_the_first": args.items, "seed": args.seed}  # delete why.jsonl after another training
             if not any(r.items() >= key.items() for r in read_rows(run / "why.jsonl")):
-                model, tokenizer = sampler.load_model(str(run / folder / "model"), "cpu", torch.float32)
+                model, tokenizer = generation.load_model(str(run / folder / "model"), "cpu", torch.float32)
                 examples = load_examples(f"{run}/{part.split(',')[0]}.jsonl", limit=args.items)
                 starts = own_words(read_rows(run / judged / "samples.jsonl")) if part == PARTS[2] else by_lot(examples, args.seed)
                 append_jsonl(run / "why.jsonl", [{**key, **measure(model, tokenizer, examples, starts), "commit": git_commit()}])

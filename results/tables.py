@@ -8,13 +8,13 @@ import math
 from pathlib import Path
 
 import eval as evaluation
-from compact import load
-from failures import CLASSES
 from grm import is_correct
 from infer_scale import item_credit, powers_of_two
 from meta_rm import reliability, roc_auc
-from principles import SETTINGS
-from rows import (
+from results.compact import load
+from results.failures import CLASSES
+from results.principles import SETTINGS
+from results.rows import (
     among,
     anything,
     finish,
@@ -36,7 +36,7 @@ from rows import (
 TRIES = {  # name: (flags, what is different); the meta RM of the tables was found by these
     "first": ("--batch_size 64 --lr 1e-3", "126 updates of 64"),
     "from-grm": ("--batch_size 64 --lr 1e-3 --model {grm}", "starts from the GRM"),
-    "from-undamaged": ("--batch_size 64 --lr 1e-3 --model toy_base/medium-undamaged", "starts from the undamaged judge"),
+    "from-undamaged": ("--batch_size 64 --lr 1e-3 --model toy_world/medium-undamaged", "starts from the undamaged judge"),
     "items-6000": ("--batch_size 64 --lr 5e-4 --limit 6000", "four times the items, half the rate"),
     "epochs-4": ("--batch_size 64 --lr 1e-3 --epochs 4", "four epochs"),
     "grm-6000": ("--limit 6000 --epochs 2 --model {grm}", "6,000 items, two epochs of 16, starts from the GRM"),

@@ -55,7 +55,7 @@ def make_tiny_model(architecture, vocab_size, eos=4, pad=0, seed=0, **options):
 
 @pytest.fixture(scope="session")
 def toy_tokenizer(tmp_path_factory):
-    import toy
+    from toy_world import world as toy
     return toy.make_tokenizer(tmp_path_factory.mktemp("toy_tokenizer"))
 
 

@@ -34,16 +34,16 @@ for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):  
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
-import runs  # noqa: E402
+from plumbing import runs  # noqa: E402
 
-BASE = f"--model {ROOT}/toy_base/medium"
+BASE = f"--model {ROOT}/toy_world/medium"
 TRAIN = "--limit 6 --epochs 1 --batch_size 4 --micro_batch_size 2 --save_every 1"
 # program: command line at its smallest; {whole} is the folder of the uninterrupted runs of the programs before it
 STAGES = {
     "rft": f"spct_rft {BASE} {TRAIN} --n_rft 2 --general_fraction 0.4",
     "rl": f"spct_rl {BASE} --limit 6 --steps 3 --prompts_per_step 2 --G 2 --micro_batch_size 2 --save_every 1 "
-          f"--easy_filter {ROOT}/toy_base/medium",
-    "meta_rm": f"meta_rm {BASE} {TRAIN} --trajectories {{whole}}/rft/trajectories.jsonl --grm {ROOT}/toy_base/medium --n_rft 1 "
+          f"--easy_filter {ROOT}/toy_world/medium",
+    "meta_rm": f"meta_rm {BASE} {TRAIN} --trajectories {{whole}}/rft/trajectories.jsonl --grm {ROOT}/toy_world/medium --n_rft 1 "
                "--held_out 0.2",
     "voting": f"infer_scale {BASE} --limit 6 --k 2 --chunk_size 2 --meta_rm {{whole}}/meta_rm/model",
     "eval": f"eval {BASE} --limit 6 --chunk_size 2",

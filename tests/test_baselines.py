@@ -13,12 +13,11 @@ import torch
 from conftest import ROOT
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-import baselines
-import runs
-import sampler
+from extras import baselines
 from grm import Judgment, PreferenceExample, build_prompt, encode_chat
 from infer_scale import item_credit, sample_row
-from runs import UserError, read_rows, start_accelerator, write_json, write_rows
+from plumbing import generation, runs
+from plumbing.runs import UserError, read_rows, start_accelerator, write_json, write_rows
 
 ROW = {"id", "domain", "rewards", "n", "cluster", "response_lengths", "samples", "votes"}
 SMALL = ["--limit", "8", "--test_limit", "6", "--max_new_tokens", "8", "--batch_size", "4", "--epochs", "1"]
@@ -52,7 +51,7 @@ def item(*responses, best=0, id="x", **fields):
 
 
 def toy_items(count, n=None, seed=5):
-    import toy
+    from toy_world import world as toy
     return toy.items("train", count, seed, n=n)
 
 
@@ -129,7 +128,7 @@ def test_a_scalar_head_learns_its_training_items(method, epochs, tiny, tmp_path)
     assert losses[0] == pytest.approx(math.log(2), abs=0.35) and losses[-1] < 0.4, "mean over the rows of the update, in nats"
 
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model").eval()
-    tokenizer = sampler.AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer = generation.AutoTokenizer.from_pretrained(tmp_path / "model")
 
     def plain(prompt, completion):
         return model(input_ids=torch.tensor([prompt + completion])).logits.item()
@@ -199,7 +198,7 @@ def test_cloud_averages_k_rewards(monkeypatch, toy_tokenizer, tmp_path):
     monkeypatch.setattr(baselines, "sample_judgments", critics)
     monkeypatch.setattr(baselines, "score_pairs", head)
     monkeypatch.setattr(baselines, "train_scalar", lambda *args: (None, toy_tokenizer))
-    monkeypatch.setattr(sampler, "load_model", lambda *args, **options: (None, toy_tokenizer))
+    monkeypatch.setattr(generation, "load_model", lambda *args, **options: (None, toy_tokenizer))
     (tmp_path / "critic" / "model").mkdir(parents=True)
     args = argparse.Namespace(k=2, temperature=0.5, seed=0, template="compact", max_new_tokens=8, no_principles=False,
                               use_reference=False)
@@ -265,7 +264,7 @@ def judged(folder, tokenizer, tiny, examples, verdicts, rating="best"):
 
 
 def test_token_probabilities_are_those_of_the_judge(tiny, toy_tokenizer, tmp_path, cli):
-    import toy
+    from toy_world import world as toy
     examples = [e for e in toy.items("test", 6) if len(e.responses) > 1]
     verdicts = [[(list(range(n))[::-1], 2), (list(range(n)), None), ([*range(1, n), 0], 1)]
                 for n in (len(e.responses) for e in examples)]

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import benches
 import eval as evaluation
-import runs
-from benches import bench_result, compare_benches, folder_results, item_weights, parse_benches
-from data import REWARDBENCH, load_examples
 from eval import BENCHMARKS, average_rank, item_credits, overall, report, roc_auc, single_scores
+from extras import benches
+from extras.benches import bench_result, compare_benches, folder_results, item_weights, parse_benches
 from infer_scale import credit
-from records import as_pairs
-from runs import UserError, read_rows, write_rows
+from plumbing import runs
+from plumbing.data import REWARDBENCH, load_examples
+from plumbing.records import as_pairs
+from plumbing.runs import UserError, read_rows, write_rows
 
 FIXTURES = ROOT / "tests" / "fixtures"
 LOCAL = ",".join(f"{name}:{FIXTURES / path}" for name, path in [
@@ -406,7 +406,7 @@ def dies_after(survived, write=runs.write_rows):
     return dies
 
 
-@pytest.mark.parametrize("model", ["tiny", "toy_base/medium"])
+@pytest.mark.parametrize("model", ["tiny", "toy_world/medium"])
 def test_a_run_killed_twice_gives_the_same_bytes(model, tiny, tmp_path, capsys):
     model = tiny if model == "tiny" else ROOT / model
     flags = ["eval.py", "--bench", LOCAL, "--model", model, "--max_new_tokens", 24, "--chunk_size", 2, "--output"]

@@ -37,5 +37,5 @@ def test_benchmark_ends_with_its_json_line(name, tmp_path, tiny_model, toy_token
     assert set(line["ratios"]) == RATIOS[name] and all(v >= 0 for v in line["ratios"].values())
     assert line["environment"]["threads"] == 1 and line["environment"]["clock"] == "wall"
     written = json.loads((tmp_path / "out.json").read_text())
-    assert written["ratios"] == line["ratios"] and written["command"].startswith(f"python benchmarks/bench_{name}.py --model model")
+    assert written["ratios"] == line["ratios"] and written["command"].startswith(f"python -m results.bench_{name}.py --model model")
     assert all(row["peak_gb"] > 0.05 for row in written["rows"].values())

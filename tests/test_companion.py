@@ -131,7 +131,7 @@ def test_filling_the_tables_changes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     reproduce.fill_readme()
     for name, whole in (("README.md", README), ("results/README.md", RESULTS)):
-        assert (tmp_path / name).read_text(encoding="utf-8") == whole, "run python results/reproduce.py --tables"
+        assert (tmp_path / name).read_text(encoding="utf-8") == whole, "run python -m results.reproduce --tables"
 
 
 def come_from(figure, file, *place):

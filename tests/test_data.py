@@ -8,10 +8,10 @@ import datasets
 import pytest
 from conftest import ROOT
 
-import data
-from data import LOADERS, load_chats, load_examples
 from grm import build_prompt
-from runs import UserError
+from plumbing import data
+from plumbing.data import LOADERS, load_chats, load_examples
+from plumbing.runs import UserError
 
 FIXTURES = ROOT / "tests" / "fixtures"
 TRAINING = [name for name, (_, splits, _) in LOADERS.items() if not isinstance(splits, str)]

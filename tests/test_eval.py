@@ -11,7 +11,7 @@ import pytest
 import eval as evaluation
 import infer_scale
 from eval import bootstrap_ci, overall, paired_ci, pick_best, report, roc_auc
-from runs import read_rows, save_model
+from plumbing.runs import read_rows, save_model
 
 
 def make_rows(judge, count=400, n=2, seed=0, swap=True):

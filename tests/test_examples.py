@@ -7,12 +7,13 @@ import torch
 from conftest import ROOT, make_tiny_model
 
 sys.path.insert(0, str(ROOT / "examples"))
-import best_of_n  # noqa: E402
-import trl_reward  # noqa: E402
-
 import grm  # noqa: E402
-import sampler  # noqa: E402
-from runs import save_model  # noqa: E402
+from extras import (
+    best_of_n,  # noqa: E402
+    trl_reward,  # noqa: E402
+)
+from plumbing import generation  # noqa: E402
+from plumbing.runs import save_model  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_reward_judges_each_group_as_one_list(monkeypatch):
 
 def test_trl_trains_a_policy_on_the_reward_of_a_real_judge(policy, tmp_path, monkeypatch, capsys):
     pytest.importorskip("trl")
-    given, trained, load = [], [], sampler.load_model
+    given, trained, load = [], [], generation.load_model
 
     def remembered(*args, **options):
         trained.append(load(*args, **options)[0])

@@ -6,10 +6,9 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(1, str(ROOT / "results"))
-import failures
-import principles
-import toy
 from grm import Judgment, PreferenceExample, build_prompt, sample_judgments, unpermute
+from results import failures, principles
+from toy_world import world as toy
 
 
 def item(domain, *levels):

@@ -14,10 +14,9 @@ import pytest
 import torch
 from conftest import ROOT, make_tiny_model
 
-import runs
-import sampler
 import spct_rl
-from runs import (
+from plumbing import generation, runs
+from plumbing.runs import (
     DISK,
     UserError,
     append_jsonl,
@@ -265,7 +264,7 @@ def trajectories(path, examples):
 @pytest.mark.parametrize("program", ["spct_rft", "spct_rl", "meta_rm", "baselines"])
 @pytest.mark.parametrize("which", ["loss", "gradient"])
 def test_a_number_that_is_none_stops_before_it_is_learnt(program, which, tiny, cli, tmp_path, monkeypatch):
-    from data import load_examples
+    from plumbing.data import load_examples
     output, calls = tmp_path / "run", []
     words = [program, *(["btrm"] if program == "baselines" else []), "--model", tiny, "--limit", 12, "--output", output,
              "--save_every", 1, "--max_new_tokens", 5]
@@ -311,7 +310,7 @@ def test_a_judge_of_nan_is_an_error(tiny_model, toy_tokenizer):
         model.lm_head.weight[7] = float("nan")
     for temperature in (0, 1):
         with pytest.raises(UserError, match="NaN"):
-            sampler.generate(model, toy_tokenizer, [[5, 6, 7]], temperature, 4, ["s"])
+            generation.generate(model, toy_tokenizer, [[5, 6, 7]], temperature, 4, ["s"])
 
 
 # ----- what is loaded and saved -----
@@ -330,7 +329,7 @@ def test_checkpoints_are_safetensors_and_execute_nothing(tmp_path, tiny_model, t
     (tmp_path / "model" / "model.safetensors").unlink()
     torch.save({**model.state_dict(), "evil": Evil()}, tmp_path / "model" / "pytorch_model.bin")
     with pytest.raises(UserError, match="could not be loaded.*safetensors"):
-        sampler.load_model(str(tmp_path / "model"))
+        generation.load_model(str(tmp_path / "model"))
     assert not (tmp_path / "executed").exists()
 
 

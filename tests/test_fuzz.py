@@ -20,13 +20,11 @@ from conftest import ROOT, make_tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import runs
-import sampler
-import served
-from data import LOADERS, load_chats, load_examples
 from grm import build_prompt, encode_chat, parse_judgment
-from records import read_jsonl
-from runs import UserError, save_model
+from plumbing import generation, runs, served
+from plumbing.data import LOADERS, load_chats, load_examples
+from plumbing.records import read_jsonl
+from plumbing.runs import UserError, save_model
 
 TIMES = int(os.environ.get("FUZZ", 1))
 COUNT = Counter()
@@ -248,7 +246,7 @@ def flags_of(program, monkeypatch):
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_arguments(name, tiny, tmp_path, monkeypatch, capsys):
     program = name if (ROOT / f"{name}.py").exists() else "baselines"
-    load = sampler.load_model
+    load = generation.load_model
 
     def loading(model, *args, **options):
         if str(model) == tiny:
@@ -258,7 +256,7 @@ def test_arguments(name, tiny, tmp_path, monkeypatch, capsys):
         if args.endpoint:
             raise Accepted
         return loading(model)
-    monkeypatch.setattr(sampler, "load_model", loading)
+    monkeypatch.setattr(generation, "load_model", loading)
     monkeypatch.setattr(served, "load_judge", loading_judge)
     monkeypatch.chdir(tmp_path)
     actions = flags_of(program, monkeypatch)

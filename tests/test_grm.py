@@ -15,11 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import grm
-import records
-import sampler
 from grm import PreferenceExample, build_prompt, encode_chat, is_correct, parse_judgment, parse_scores, rule_reward, unpermute
-from records import example_from_dict, read_jsonl
-from runs import UserError
+from plumbing import generation, records
+from plumbing.records import example_from_dict, read_jsonl
+from plumbing.runs import UserError
 
 
 def item(responses=("first answer", "second answer"), query="How ?", **fields):
@@ -513,7 +512,7 @@ def test_base_model_without_template_gets_a_plain_one(tmp_path, byte_tokenizer, 
     tokenizer = byte_tokenizer("base")
     make_tiny_model("llama", len(tokenizer), tokenizer.eos_token_id).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    model, loaded = sampler.load_model(str(tmp_path), device="cpu")
+    model, loaded = generation.load_model(str(tmp_path), device="cpu")
     assert "no chat template" in capsys.readouterr().out
     assert loaded.pad_token_id is not None and loaded.padding_side == "left" and not model.training
     ids = encode_chat(loaded, build_prompt(item()))

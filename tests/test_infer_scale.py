@@ -9,7 +9,7 @@ from conftest import make_tiny_model
 import infer_scale
 from grm import is_correct, parse_judgment, unpermute
 from infer_scale import credit, default_k_meta, item_credit, meta_vote, powers_of_two, vote
-from runs import read_rows
+from plumbing.runs import read_rows
 
 FIG3 = [[1, 5], [5, 6], [4, 8], [7, 6]]
 

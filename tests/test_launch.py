@@ -12,12 +12,11 @@ from accelerate.state import AcceleratorState
 from conftest import ROOT, make_tiny_model
 from test_models import write_gguf
 
-import runs
-import sampler
-from runs import UserError, read_json, read_rows, save_model
+from plumbing import generation, runs
+from plumbing.runs import UserError, read_json, read_rows, save_model
 
 # every program that starts accelerate, with flags that keep it from ending before
-PROGRAMS = [["spct_rft.py"], ["spct_rl.py"], ["meta_rm.py", "--trajectories", "", "--grm", "toy_base/medium"], ["infer_scale.py"],
+PROGRAMS = [["spct_rft.py"], ["spct_rl.py"], ["meta_rm.py", "--trajectories", "", "--grm", "toy_world/medium"], ["infer_scale.py"],
             ["eval.py"], ["baselines.py", "btrm"], ["results/hostile.py"], ["results/principles.py"]]
 
 
@@ -94,14 +93,14 @@ def test_a_launch_on_the_cpu_of_a_machine_with_a_gpu_is_in_fp32(monkeypatch):
 def test_c30_no_model_is_loaded_with_cudnn_attention(tmp_path, toy_tokenizer, tiny_model):
     save_model(tmp_path / "model", tiny_model(), toy_tokenizer)
     torch.backends.cuda.enable_cudnn_sdp(True)
-    sampler.load_model(tmp_path / "model")
+    generation.load_model(tmp_path / "model")
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU (the fault shows on an H100 or H200)")
 def test_c30_gradients_of_attention_are_finite(tmp_path, toy_tokenizer, tiny_model):
     save_model(tmp_path / "model", tiny_model(), toy_tokenizer)
-    sampler.load_model(tmp_path / "model")
+    generation.load_model(tmp_path / "model")
     q, k, v = (0.1 * torch.randn(1, 1, 704, 64, device="cuda") for _ in range(3))
     q[..., 0], k[..., 0] = 1, -120 * 8  # a row's logsumexp far below zero
     q = q.bfloat16().requires_grad_()
@@ -127,7 +126,7 @@ def test_every_stage_records_precision_device_processes_and_peak_memory(tmp_path
 def test_a_gguf_model_carries_no_mark_of_quantization(tmp_path):
     pytest.importorskip("trl", reason="optional peer: pip install trl")
     write_gguf(tmp_path / "tiny.gguf")
-    model, _ = sampler.load_model(tmp_path / "tiny.gguf")
+    model, _ = generation.load_model(tmp_path / "tiny.gguf")
     assert not getattr(model, "is_quantized", False) and not hasattr(model, "quantization_method")
     done = subprocess.run(
         [sys.executable, "benchmarks/bench_rl_step.py", "--model", str(tmp_path / "tiny.gguf"), "--repeats", "1", "--threads", "1",

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-import sampler
 from grm import PreferenceExample
 from meta_rm import MetaLogit, fingerprint, meta_ids, meta_messages, reliability, score_pairs, separation
-from runs import UserError, save_model
+from plumbing import generation
+from plumbing.runs import UserError, save_model
 
 ITEM = PreferenceExample("x", [{"role": "user", "content": "Tell me something nice about chess ."}],
                          ["This reply on chess is rude .", "My text about chess sounds warm and direct ."], [0, 1])
@@ -103,4 +103,4 @@ def test_order_of_scoring_does_not_matter(scalar_model, toy_tokenizer):
 def test_end_token_is_in_what_the_meta_rm_reads(toy_tokenizer):
     _, judgment = meta_ids(toy_tokenizer, ITEM, "Scores: \\boxed{2, 9}")
     assert judgment[-1] == toy_tokenizer.eos_token_id
-    assert sampler.end_token_ids.__doc__  # several end tokens are the sampler's business (tests/test_sampler.py)
+    assert generation.end_token_ids.__doc__  # several end tokens are the sampler's business (tests/test_generation.py)

@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 import grm
 import infer_scale
 import meta_rm
-import sampler
 import spct_rft
 import spct_rl
 from grm import build_prompt, encode_chat
-from records import example_from_dict
-from runs import UserError, read_json, read_rows, save_model, write_rows
+from plumbing import generation
+from plumbing.records import example_from_dict
+from plumbing.runs import UserError, read_json, read_rows, save_model, write_rows
 
 # Templates in the form that each family publishes: default system turn or none, system role taken, folded or refused.
 CHATML = ("{% for m in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nDEFAULT<|im_end|>\n' }}"
@@ -65,7 +65,7 @@ def load_family(name, folder, ends=()):
                             **{"max_position_embeddings": 1024, "initializer_range": 0.2, **options})
     model.generation_config.eos_token_id = [*tokenizer.convert_tokens_to_ids(end_tokens), *ends]
     save_model(folder, model, tokenizer)
-    return sampler.load_model(folder)
+    return generation.load_model(folder)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -101,7 +101,7 @@ def test_special_tokens_stand_where_the_template_puts_them(family):
 
 def test_every_end_token_of_the_family_ends_a_judgment(family):
     name, _, model, tokenizer = family
-    assert set(tokenizer.convert_tokens_to_ids(FAMILIES[name][-1])) <= set(sampler.end_token_ids(model, tokenizer))
+    assert set(tokenizer.convert_tokens_to_ids(FAMILIES[name][-1])) <= set(generation.end_token_ids(model, tokenizer))
     assert tokenizer.pad_token_id is not None and tokenizer.padding_side == "left"
 
 
@@ -110,11 +110,11 @@ def test_every_end_token_of_the_family_ends_a_judgment(family):
 def test_greedy_text_is_that_of_plain_generate(family):
     _, _, model, tokenizer = family
     prompts = [encode_chat(tokenizer, [{"role": "user", "content": text}]) for text in ("Hi", "What is 2 + 2?", "A longer question, " * 4)]
-    rows = sampler.generate(model, tokenizer, prompts, 0.0, 12, ["", "", ""])
+    rows = generation.generate(model, tokenizer, prompts, 0.0, 12, ["", "", ""])
     for prompt, row in zip(prompts, rows, strict=True):
         ids = torch.tensor([prompt])
         out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=12,
-                             eos_token_id=sampler.end_token_ids(model, tokenizer), pad_token_id=tokenizer.pad_token_id)
+                             eos_token_id=generation.end_token_ids(model, tokenizer), pad_token_id=tokenizer.pad_token_id)
         assert row.ids == out[0, len(prompt):].tolist()
 
 
@@ -123,13 +123,13 @@ def test_attention_implementation_is_the_users_choice(tmp_path, monkeypatch):
     eager = {}
     for choice in ("eager", "sdpa"):
         monkeypatch.setenv("SPCT_ATTN", choice)
-        model, tokenizer = load_family("qwen3", folder) if not folder.exists() else sampler.load_model(folder)
+        model, tokenizer = load_family("qwen3", folder) if not folder.exists() else generation.load_model(folder)
         assert model.config._attn_implementation == choice
-        eager[choice] = sampler.generate(model, tokenizer, [[5, 6, 7], [5, 6, 7, 8, 9]], 0.0, 12, ["", ""])
+        eager[choice] = generation.generate(model, tokenizer, [[5, 6, 7], [5, 6, 7, 8, 9]], 0.0, 12, ["", ""])
     assert [r.ids for r in eager["eager"]] == [r.ids for r in eager["sdpa"]]
     monkeypatch.setenv("SPCT_ATTN", "nonsense")
     with pytest.raises(UserError, match="nonsense"):
-        sampler.load_model(folder)
+        generation.load_model(folder)
 
 
 # ----- .gguf files -----
@@ -168,7 +168,7 @@ def write_gguf(path):
 
 def test_gguf_file_becomes_a_normal_checkpoint(tmp_path):
     write_gguf(tmp_path / "tiny.gguf")
-    model, tokenizer = sampler.load_model(tmp_path / "tiny.gguf")
+    model, tokenizer = generation.load_model(tmp_path / "tiny.gguf")
     assert tokenizer.eos_token == "<|im_end|>" and tokenizer.chat_template == CHATML and model.dtype == torch.float32
     save_model(tmp_path / "saved", model, tokenizer)
     plain, names = AutoModelForCausalLM.from_pretrained(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved")
@@ -176,15 +176,15 @@ def test_gguf_file_becomes_a_normal_checkpoint(tmp_path):
     ids = encode_chat(names, [{"role": "user", "content": "abacus"}])
     assert ids == encode_chat(tokenizer, [{"role": "user", "content": "abacus"}]) and names.convert_tokens_to_ids("ab") in ids
     assert torch.equal(plain(torch.tensor([ids])).logits, model(torch.tensor([ids])).logits)
-    sampler.TokenLogp(model, tokenizer.pad_token_id)([ids], [[5, 6, 2]])[0].sum().backward()
+    generation.TokenLogp(model, tokenizer.pad_token_id)([ids], [[5, 6, 2]])[0].sum().backward()
     assert all(p.grad is not None for p in model.parameters())  # it can be trained
 
 
 def test_gguf_without_its_package_says_what_to_install(tmp_path, monkeypatch):
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr(sampler.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install gguf"):
-        sampler.load_model(tmp_path / "tiny.gguf")
+        generation.load_model(tmp_path / "tiny.gguf")
 
 
 # ----- the scripts -----
@@ -245,7 +245,7 @@ def test_the_recipe_and_its_checkpoints(family, tmp_path, monkeypatch):
     before = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     for stage in ("rft", "rl"):
         plain = AutoModelForCausalLM.from_pretrained(tmp_path / stage / "model")
-        ours = sampler.load_model(tmp_path / stage / "model")[0]
+        ours = generation.load_model(tmp_path / stage / "model")[0]
         assert plain.dtype == torch.float32 and same_tensors(plain.state_dict(), ours.float().state_dict()) == (name not in PRECISION)
         assert not same_tensors(plain.state_dict(), before)
         assert (plain.get_input_embeddings().weight is plain.get_output_embeddings().weight) == plain.config.tie_word_embeddings
@@ -276,8 +276,8 @@ def scaled(name, **options):
 @pytest.mark.parametrize("name, options", [("Granite", dict(logits_scaling=8.0)), ("Cohere", dict(logit_scale=0.25))])
 def test_scaled_logits_are_trained_on_as_sampled(name, options, toy_tokenizer):
     model = scaled(name, **options)
-    [row] = sampler.generate(model, toy_tokenizer, [[5, 6, 7]], 0.7, 8, ["0"])
-    logp = sampler.TokenLogp(model, 0)([[5, 6, 7]], [row.ids], 0.7)[0][0]
+    [row] = generation.generate(model, toy_tokenizer, [[5, 6, 7]], 0.7, 8, ["0"])
+    logp = generation.TokenLogp(model, 0)([[5, 6, 7]], [row.ids], 0.7)[0][0]
     assert torch.allclose(logp, torch.tensor(row.logp), atol=1e-4)
 
 
@@ -285,4 +285,4 @@ def test_logits_of_an_unknown_kind_are_refused():
     model = scaled("Cohere")
     model.logit_scale = 3.0  # not what its config says
     with pytest.raises(UserError, match="CohereForCausalLM changes its logits"):
-        sampler.TokenLogp(model, 0)
+        generation.TokenLogp(model, 0)

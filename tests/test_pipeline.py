@@ -71,13 +71,13 @@ def test_a_finished_demo_runs_nothing_again(demo):
 
 def test_same_seed_twice_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
-        run("infer_scale.py", "--model", "toy_base/medium", "--output", tmp_path / name, "--limit", 6, "--k", 4, "--seed", seed)
+        run("infer_scale.py", "--model", "toy_world/medium", "--output", tmp_path / name, "--limit", 6, "--k", 4, "--seed", seed)
     a, b, c = ((tmp_path / n / "samples.jsonl").read_bytes() for n in "abc")
     assert a == b and a != c
 
 
 def test_sampling_continues_after_a_kill_with_the_same_bytes(tmp_path):
-    words = ["infer_scale.py", "--model", "toy_base/medium", "--limit", 12, "--k", 2, "--chunk_size", 2, "--output"]
+    words = ["infer_scale.py", "--model", "toy_world/medium", "--limit", 12, "--k", 2, "--chunk_size", 2, "--output"]
     run(*words, tmp_path / "whole")
     process = subprocess.Popen([sys.executable, *map(str, words), str(tmp_path / "killed")], cwd=ROOT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -92,7 +92,7 @@ def test_sampling_continues_after_a_kill_with_the_same_bytes(tmp_path):
 
 
 def test_two_processes_give_the_same_samples(tmp_path):
-    words = ["infer_scale.py", "--model", "toy_base/medium", "--limit", "7", "--k", "2", "--chunk_size", "2", "--output"]
+    words = ["infer_scale.py", "--model", "toy_world/medium", "--limit", "7", "--k", "2", "--chunk_size", "2", "--output"]
     run(*words, tmp_path / "one")
     code, out = finished(started(["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"], *words, tmp_path / "two"))
     assert code == 0, out[-2000:]
@@ -110,9 +110,9 @@ def test_grm_prints_a_readable_judgment(responses):
 
 
 def test_score_is_one_call_for_one_two_and_many_responses():
-    import sampler
     from grm import TOY_BASE, score
-    model, tokenizer = sampler.load_model(TOY_BASE)
+    from plumbing import generation
+    model, tokenizer = generation.load_model(TOY_BASE)
     for n in (1, 2, 5):
         one = score(model, tokenizer, "How many steps does chess take ?", ["A correct reply ."] * n, template="compact")
         many = score(model, tokenizer, "How many steps does chess take ?", ["A correct reply ."] * n, k=4, template="compact")
@@ -125,7 +125,7 @@ def test_score_is_one_call_for_one_two_and_many_responses():
     (["eval.py", "--limit", "0"], "--limit"),
     (["infer_scale.py", "--k", "0"], "--k"),
     (["infer_scale.py", "--model", "./no_model"], "no_model"),
-    (["infer_scale.py", "--split", "holdout", "--model", "toy_base/medium"], "holdout"),
+    (["infer_scale.py", "--split", "holdout", "--model", "toy_world/medium"], "holdout"),
     (["meta_rm.py", "--trajectories", "no/such.jsonl"], "no/such.jsonl"),
     (["meta_rm.py", "--trajectories", "", "--grm", ""], "--trajectories"),
     (["spct_rl.py", "--temperature", "0"], "--temperature"),
@@ -141,7 +141,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(words, named, tmp_path):
 
 
 def test_another_runs_folder_is_refused_and_named(tmp_path):
-    words = ["infer_scale.py", "--model", "toy_base/medium", "--limit", "2", "--k", "2", "--output", tmp_path / "out"]
+    words = ["infer_scale.py", "--model", "toy_world/medium", "--limit", "2", "--k", "2", "--output", tmp_path / "out"]
     run(*words)
     done = run(*words, "--seed", "1", check=False)
     assert done.returncode == 2 and "--seed 0 there, 1 here" in done.stderr
@@ -156,7 +156,7 @@ def test_another_runs_folder_is_refused_and_named(tmp_path):
 def test_a_full_disk_keeps_what_is_there(tmp_path):
     if shutil.which("unshare") is None or os.geteuid() != 0:
         pytest.skip("needs to mount a tiny file system")
-    script = (f"mount -t tmpfs -o size=64k tmpfs {tmp_path} && exec {sys.executable} infer_scale.py --model toy_base/medium "
+    script = (f"mount -t tmpfs -o size=64k tmpfs {tmp_path} && exec {sys.executable} infer_scale.py --model toy_world/medium "
               f"--limit 40 --k 8 --chunk_size 20 --output {tmp_path}/out")
     done = subprocess.run(["unshare", "-m", "sh", "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=300)
     if "unshare" in done.stderr or "mount" in done.stderr:

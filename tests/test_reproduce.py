@@ -8,13 +8,15 @@ import pytest
 from conftest import ROOT
 
 sys.path.insert(1, str(ROOT / "results"))
-import compact  # noqa: E402
-import failures  # noqa: E402
-import figures  # noqa: E402
-import reproduce  # noqa: E402
-import tables  # noqa: E402
 from infer_scale import block_credits, powers_of_two, vote  # noqa: E402
-from rows import finish, greedy_credit, lists, over_seeds, row, single, single_score, verdict  # noqa: E402
+from results import (
+    compact,  # noqa: E402
+    failures,  # noqa: E402
+    figures,  # noqa: E402
+    reproduce,  # noqa: E402
+    tables,  # noqa: E402
+)
+from results.rows import finish, greedy_credit, lists, over_seeds, row, single, single_score, verdict  # noqa: E402
 
 
 @pytest.fixture
@@ -27,7 +29,7 @@ def here(tmp_path, monkeypatch):
     def finish(name, rows, seed=0, commit="abc1234", **files):
         folder = tmp_path / "runs" / "results" / f"s{seed}" / name
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps({"args": {"model": "toy_base/small"}}))
+        (folder / "config.json").write_text(json.dumps({"args": {"model": "toy_world/small"}}))
         (folder / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         for file, text in files.items():
             (folder / file.replace("_", ".")).write_text(text)
@@ -266,8 +268,8 @@ def made_up_runs(here):
     import numpy as np
     from safetensors.numpy import save_file
     for size in reproduce.SIZES:
-        (reproduce.Path("toy_base") / size).mkdir(parents=True)
-        save_file({"weight": np.zeros((5, 2), dtype=np.float32)}, f"toy_base/{size}/model.safetensors")
+        (reproduce.Path("toy_world") / size).mkdir(parents=True)
+        save_file({"weight": np.zeros((5, 2), dtype=np.float32)}, f"toy_world/{size}/model.safetensors")
     held = {part: {"count": 9, "positive": 0.5, "auc": 0.75, "accuracy": 0.5} for part in ("all", "grm", "rft")}
     files = {"rl": {"metrics_jsonl": '{"step": 1, "reward/mean": 0.5, "reward/parse_rate": 1, "reward/frac_zero_std": 0, "policy/kl": 0, '
                                      '"policy/entropy": 1, "len/mean": 20}\n'},
@@ -320,4 +322,4 @@ def test_the_committed_tables_come_from_the_committed_records(tmp_path, monkeypa
     made = sorted((tmp_path / "results").glob("*.csv"))
     assert len(made) >= 2
     for file in made:
-        assert file.read_bytes() == (ROOT / "results" / file.name).read_bytes(), f"{file.name}: run python results/reproduce.py --tables"
+        assert file.read_bytes() == (ROOT / "results" / file.name).read_bytes(), f"{file.name}: run python -m results.reproduce --tables"

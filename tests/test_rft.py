@@ -14,12 +14,11 @@ import pytest
 import torch
 from conftest import ddp_at_the_end, finished, make_tiny_model, started
 
-import runs
-import sampler
 import spct_rft
-from data import load_examples
 from grm import build_prompt, encode_chat
-from runs import read_json, read_rows
+from plumbing import generation, runs
+from plumbing.data import load_examples
+from plumbing.runs import read_json, read_rows
 from spct_rft import learning_rate, select, selection_report, sft_loss
 
 # ----- select: the rejection rules, by hand -----
@@ -114,7 +113,7 @@ def has(ids, part):
 
 
 class Judge:
-    """In place of sampler.generate: right, wrong, cut off, or talking about the hint, by item number and sample index.
+    """In place of generation.generate: right, wrong, cut off, or talking about the hint, by item number and sample index.
 
     The displayed order is read from the prompt. Every judgment begins with <unk>, which decoding drops: its ids do not
     come back from its text.
@@ -165,7 +164,7 @@ class Judge:
         ids = [tokenizer.unk_token_id if tokenizer.unk_token_id is not None else tokenizer.pad_token_id]
         ids += encode(f"Specific Criteria: tone 100%.\n{said}\nScores: \\boxed{{{', '.join(map(str, points))}}}")
         ended = verdict != "cut"
-        return sampler.Row(ids + [tokenizer.eos_token_id] * ended, [-0.5] * (len(ids) + ended), ended)
+        return generation.Row(ids + [tokenizer.eos_token_id] * ended, [-0.5] * (len(ids) + ended), ended)
 
 
 def save_tiny(folder, tokenizer, **options):
@@ -183,7 +182,7 @@ def base(tmp_path_factory, toy_tokenizer):
 def play(monkeypatch, judge=None, sgd=False):
     """The judge in the sampler's place. Returns what happened: "rows" (of every part of every update), "models", "chats" (how
     many were asked for), "samples" (how many there are to train on, at each update)."""
-    seen, load, chats, indices = defaultdict(list), sampler.load_model, spct_rft.load_chats, runs.batch_indices
+    seen, load, chats, indices = defaultdict(list), generation.load_model, spct_rft.load_chats, runs.batch_indices
     seen["judge"] = judge or Judge()
 
     def loss(model, rows, pad_id, device):
@@ -202,8 +201,8 @@ def play(monkeypatch, judge=None, sgd=False):
     def chatted(name, count, seed):
         seen["chats"].append(count)
         return chats(name, count, seed)
-    monkeypatch.setattr(sampler, "generate", seen["judge"])
-    monkeypatch.setattr(sampler, "load_model", remembered)
+    monkeypatch.setattr(generation, "generate", seen["judge"])
+    monkeypatch.setattr(generation, "load_model", remembered)
     monkeypatch.setattr(spct_rft, "sft_loss", loss)
     monkeypatch.setattr(spct_rft, "load_chats", chatted)
     monkeypatch.setattr(spct_rft, "batch_indices", order)
@@ -236,7 +235,7 @@ def refused(monkeypatch, capsys, model, output, *flags):
 
 
 def weights(folder):
-    return sampler.load_model(str(folder))[0].state_dict()
+    return generation.load_model(str(folder))[0].state_dict()
 
 
 def untimed(rows):
@@ -332,7 +331,7 @@ def test_same_tokenizer_in_another_folder_keeps_the_ids(base, tmp_path, monkeypa
 def test_a_gguf_file_as_sampler(base, tmp_path, monkeypatch, toy_tokenizer):
     """Its tokenizer is read from the file, and compared; the library's readers are replaced by those of a folder."""
     twin, asked = save_tiny(tmp_path / "twin", toy_tokenizer, seed=5), []
-    for reader in (sampler.AutoTokenizer, sampler.AutoModelForCausalLM):
+    for reader in (generation.AutoTokenizer, generation.AutoModelForCausalLM):
         def read(pretrained_model_name_or_path, gguf_file=None, read=reader.from_pretrained, **options):
             asked.append((str(pretrained_model_name_or_path), gguf_file))
             return read(twin if gguf_file else pretrained_model_name_or_path, **options)
@@ -384,7 +383,7 @@ def test_loss_of_an_update_is_the_mean_over_its_tokens(base, tmp_path, monkeypat
     seen = play(monkeypatch)
     [first, *_] = train(monkeypatch, base, tmp_path / "out")
     rows = seen["rows"][:8]
-    model, tokenizer = sampler.load_model(base)
+    model, tokenizer = generation.load_model(base)
     assert first["tokens"] == sum(len(c) for _, c in rows)
     assert first["loss"] == pytest.approx(sft_loss(model, rows, 0, "cpu").item() / first["tokens"], rel=1e-5)
 
@@ -455,7 +454,7 @@ def test_stopped_sampling_continues_with_the_chunk_in_the_making(base, tmp_path,
         if len(judge.calls) == 3:  # within the second of two chunks, between non-hinted and hinted
             raise KeyboardInterrupt
         return judge(*args, **options)
-    monkeypatch.setattr(sampler, "generate", stopped)
+    monkeypatch.setattr(generation, "generate", stopped)
     monkeypatch.setattr(sys, "argv", command(base, tmp_path / "stopped", *flags))
     with pytest.raises(SystemExit) as stop:
         spct_rft.main()

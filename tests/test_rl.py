@@ -18,11 +18,11 @@ import pytest
 import torch
 from conftest import ddp_at_the_end, finished, make_tiny_model, started
 
-import sampler
 import spct_rl
 from grm import PreferenceExample, rule_reward, sample_judgments
-from runs import batch_indices, read_rows
-from sampler import TokenLogp
+from plumbing import generation
+from plumbing.generation import TokenLogp
+from plumbing.runs import batch_indices, read_rows
 from spct_rl import group_advantages, grpo_loss, too_easy
 
 NORMS = ["sequence", "token", "constant"]
@@ -295,8 +295,8 @@ def test_c21_c24_unparsed_and_truncated_judgments_earn_minus_one(toy_tokenizer, 
     written = {"0/x/0": (perfect, True), "0/x/1": (perfect, False), "0/x/2": (perfect[:-1], True), "0/x/3": (perfect[1:-4], True)}
 
     def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, **options):
-        return [sampler.Row(written[s][0] + [toy_tokenizer.eos_token_id] * written[s][1], [], written[s][1]) for s in seeds]
-    monkeypatch.setattr(sampler, "generate", generate)
+        return [generation.Row(written[s][0] + [toy_tokenizer.eos_token_id] * written[s][1], [], written[s][1]) for s in seeds]
+    monkeypatch.setattr(generation, "generate", generate)
     item = PreferenceExample("x", [{"role": "user", "content": "Hi"}], ["a", "b"], [1, 0])
     [group] = sample_judgments(None, toy_tokenizer, [item], 4, seed=0, template="compact", orders="original")
     assert [j.scores for j in group] == [[9, 2], None, None, None]
@@ -393,7 +393,7 @@ def test_c26_gradient_checkpointing_takes_whole_rows(architecture, tiny_model, m
     prompts, completions = prompts_and_completions()
     shared = update(model, TokenLogp(model, 0), prompts, completions)
     model.activation_checkpointing_enable()
-    monkeypatch.setattr(sampler, "completion_states", None)
+    monkeypatch.setattr(generation, "completion_states", None)
     whole = update(model, TokenLogp(model, 0), prompts, completions)
     assert torch.allclose(shared[0], whole[0], atol=1e-5) and shared[1] == pytest.approx(whole[1], abs=1e-6)
     same_gradients(shared[2], whole[2])
@@ -422,7 +422,7 @@ def test_c05_c28_recomputed_logp_is_what_the_sampler_drew_from(architecture, tin
     prompts, _ = prompts_and_completions(prompts=(3, 25, 11))
     for temperature in (0.7, 1.0, 1.4):
         each, seeds = [p for p in prompts for _ in range(4)], [f"0/x/{i}" for i in range(12)]
-        rows = sampler.generate(model, toy_tokenizer, each, temperature, 9, seeds)
+        rows = generation.generate(model, toy_tokenizer, each, temperature, 9, seeds)
         logp, _, mask = TokenLogp(model.train(), 0)(prompts, [r.ids for r in rows], temperature)
         recorded = torch.zeros(mask.shape)
         for r, row in enumerate(rows):
@@ -437,8 +437,8 @@ def test_c05_c28_recomputed_logp_is_what_the_sampler_drew_from(architecture, tin
 def test_c14_sampling_is_without_dropout(tiny_model, toy_tokenizer):
     model = tiny_model("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5)
     prompts, _ = prompts_and_completions()
-    calm = sampler.generate(model, toy_tokenizer, prompts, 1.0, 8, ["0/a/0", "0/b/0"])
-    assert sampler.generate(model.train(), toy_tokenizer, prompts, 1.0, 8, ["0/a/0", "0/b/0"]) == calm and model.training
+    calm = generation.generate(model, toy_tokenizer, prompts, 1.0, 8, ["0/a/0", "0/b/0"])
+    assert generation.generate(model.train(), toy_tokenizer, prompts, 1.0, 8, ["0/a/0", "0/b/0"]) == calm and model.training
 
 
 # ----- the whole script -----
@@ -465,7 +465,7 @@ def play(monkeypatch, wanted=lambda ids: sum(ids) % 2 == 0, sgd=False):
     (prompts and completions of each forward pass of policy and reference), "models" (policy, reference).
     sgd: plain gradient steps instead of AdamW, which blows up rounding differences of tiny gradients.
     """
-    seen, load, forward = defaultdict(list), sampler.load_model, TokenLogp.forward
+    seen, load, forward = defaultdict(list), generation.load_model, TokenLogp.forward
 
     def judged(model, tokenizer, examples, *args, **options):
         groups = sample_judgments(model, tokenizer, examples, *args, **options)
@@ -489,7 +489,7 @@ def play(monkeypatch, wanted=lambda ids: sum(ids) % 2 == 0, sgd=False):
         return forward(self, prompts, completions, temperature)
     monkeypatch.setattr(spct_rl, "sample_judgments", judged)
     monkeypatch.setattr(spct_rl, "grpo_loss", loss)
-    monkeypatch.setattr(sampler, "load_model", remembered)
+    monkeypatch.setattr(generation, "load_model", remembered)
     monkeypatch.setattr(TokenLogp, "forward", spied)
     if sgd:
         monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, lr, **_: torch.optim.SGD(parameters, lr))
@@ -520,7 +520,7 @@ def refused(monkeypatch, capsys, model, output, *flags):
 
 
 def weights(folder):
-    return sampler.load_model(str(folder))[0].state_dict()
+    return generation.load_model(str(folder))[0].state_dict()
 
 
 def untimed(rows):

@@ -1,4 +1,4 @@
-"""sampler.py against the library's own generate, and sample_judgments on top of it. Tiny random models, CPU, fp32."""
+"""generation.py against the library's own generate, and sample_judgments on top of it. Tiny random models, CPU, fp32."""
 import random
 import re
 from collections import Counter
@@ -8,11 +8,10 @@ import pytest
 import torch
 from conftest import ARCHITECTURES, make_tiny_model
 
-import attention
 import grm
-import sampler
 from grm import PreferenceExample, sample_judgments
-from runs import UserError
+from plumbing import attention, generation
+from plumbing.runs import UserError
 
 ends_often = list(range(5, 65))  # a fifth of the vocabulary ends a row, so that rows leave at different times
 
@@ -26,7 +25,7 @@ def make_prompts(shared=20, lengths=(1, 40, 3, 17, 1, 9, 26), seed=0, vocab_size
 
 def generate(model, tokenizer, prompts, temperature=1.0, max_new_tokens=12, seeds=None, **options):
     seeds = seeds or [f"0/row {i}/0" for i in range(len(prompts))]
-    return sampler.generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, **options)
+    return generation.generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, **options)
 
 
 def same(rows, others):
@@ -114,8 +113,8 @@ def test_token_budget_changes_speed_only(tiny_model, toy_tokenizer, token_budget
 
 
 def test_token_budget_is_kept(tiny_model, toy_tokenizer, monkeypatch):
-    sizes, real = [], sampler.generate_batch
-    monkeypatch.setattr(sampler, "generate_batch", lambda *args: sizes.append(args[2]) or real(*args))
+    sizes, real = [], generation.generate_batch
+    monkeypatch.setattr(generation, "generate_batch", lambda *args: sizes.append(args[2]) or real(*args))
     generate(tiny_model(), toy_tokenizer, make_prompts() * 4, max_new_tokens=4, token_budget=150)
     assert sum(map(len, sizes)) == 28 and len(sizes) < 10
     assert all(len(b) == 1 or len(set(map(tuple, b))) * max(map(len, b)) + 4 * len(b) <= 150 for b in sizes)
@@ -136,7 +135,7 @@ def test_other_architectures_copy_and_say_so_once(tiny_model, toy_tokenizer, mon
     rows = generate(model, toy_tokenizer, make_prompts())
     monkeypatch.setattr(attention, "SHARES_PROMPTS", set())
     monkeypatch.setattr(attention, "told", set())
-    monkeypatch.setattr(sampler, "SharedPrompts", None)
+    monkeypatch.setattr(generation, "SharedPrompts", None)
     same(rows, generate(model, toy_tokenizer, make_prompts()))
     generate(model, toy_tokenizer, make_prompts())
     assert capsys.readouterr().out.count("llama: every sample gets its own copy") == 1
@@ -204,13 +203,13 @@ def test_nothing_to_do(tiny_model, toy_tokenizer):
 
 def ends_of(model, tokenizer, ends):
     model.generation_config.eos_token_id = ends
-    return sampler.end_token_ids(model, tokenizer)
+    return generation.end_token_ids(model, tokenizer)
 
 
 def test_several_end_tokens(two_end_tokens):  # Pitfall: the tokenizer knows only one of them
     model, tokenizer = two_end_tokens
     turn_end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    assert sampler.end_token_ids(model, tokenizer) == sorted([tokenizer.eos_token_id, turn_end])
+    assert generation.end_token_ids(model, tokenizer) == sorted([tokenizer.eos_token_id, turn_end])
     assert ends_of(model, tokenizer, turn_end) == sorted([tokenizer.eos_token_id, turn_end])
     assert ends_of(model, tokenizer, None) == [tokenizer.eos_token_id]
 
@@ -300,13 +299,13 @@ def test_frequencies_match_the_softmax(tiny_model, toy_tokenizer, temperature):
 
 
 def test_uniform_numbers_are_uniform_and_independent():
-    table = np.stack([sampler.uniforms(f"0/item/{j}", 16) for j in range(2000)])
+    table = np.stack([generation.uniforms(f"0/item/{j}", 16) for j in range(2000)])
     assert (table >= 0).all() and (table < 1).all()
     assert abs(table.mean() - 0.5) < 0.01 and abs(table.var() - 1 / 12) < 0.005
     assert np.abs(np.corrcoef(table.T) - np.eye(16)).max() < 0.1                      # steps of one row
     assert abs(np.corrcoef(table[:-1].ravel(), table[1:].ravel())[0, 1]) < 0.03       # neighbouring samples
-    assert (sampler.uniforms("a", 4) == sampler.uniforms("a", 9)[:4]).all()
-    assert np.allclose(sampler.uniforms("0/item/0", 3), [0.59656892, 0.41055117, 0.19402463]), "earlier runs cannot be made again"
+    assert (generation.uniforms("a", 4) == generation.uniforms("a", 9)[:4]).all()
+    assert np.allclose(generation.uniforms("0/item/0", 3), [0.59656892, 0.41055117, 0.19402463]), "earlier runs cannot be made again"
 
 
 # ----- the state of the model -----
@@ -322,7 +321,7 @@ def test_dropout_is_off_while_sampling_and_the_mode_is_restored(tiny_model, toy_
 
 def spy(model, monkeypatch):
     """What every forward pass of the backbone gets: shape of the ids, use_cache, whether checkpointing is in force."""
-    calls, backbone, real = [], sampler.backbone(model), sampler.backbone(model).forward
+    calls, backbone, real = [], generation.backbone(model), generation.backbone(model).forward
 
     def forward(*args, **kwargs):
         ids = args[0] if args else kwargs["input_ids"]
@@ -352,7 +351,7 @@ def test_mode_is_restored_when_sampling_is_stopped(tiny_model, toy_tokenizer, mo
 
     def stop(*args):
         raise KeyboardInterrupt
-    monkeypatch.setattr(sampler, "generate_batch", stop)
+    monkeypatch.setattr(generation, "generate_batch", stop)
     with pytest.raises(KeyboardInterrupt):
         generate(model, toy_tokenizer, make_prompts())
     assert model.training
@@ -372,7 +371,7 @@ def test_every_distinct_prefix_is_computed_once(tiny_model, toy_tokenizer, monke
     calls = spy(model, monkeypatch)
     generate(model, toy_tokenizer, [p for p in prompts for _ in range(8)], max_new_tokens=3)
     assert [shape for shape, _, _ in calls] == [(1, 30), (3, 6), (24, 1), (24, 1)]
-    logp = sampler.TokenLogp(model, toy_tokenizer.pad_token_id)
+    logp = generation.TokenLogp(model, toy_tokenizer.pad_token_id)
     calls.clear()
     logp(prompts, [[70, 71, 72]] * 6)  # and so in the update: the preamble, each prompt's rest, all completions
     assert [shape for shape, _, _ in calls] == [(1, 30), (3, 6), (6, 2)]
@@ -394,7 +393,7 @@ def test_token_logp_is_what_the_sampler_drew_from(model, toy_tokenizer, checkpoi
     if checkpointing:
         model.activation_checkpointing_enable()
         model.train()
-    logp, entropy, mask = sampler.TokenLogp(model, toy_tokenizer.pad_token_id, chunk=5)(prompts, [r.ids for r in rows], 0.7)
+    logp, entropy, mask = generation.TokenLogp(model, toy_tokenizer.pad_token_id, chunk=5)(prompts, [r.ids for r in rows], 0.7)
     assert mask.sum(1).tolist() == [len(r.ids) for r in rows]
     for r, row in enumerate(rows):
         assert np.allclose(logp[r, :len(row.ids)].detach(), row.logp, atol=1e-4)
@@ -403,7 +402,7 @@ def test_token_logp_is_what_the_sampler_drew_from(model, toy_tokenizer, checkpoi
 
 def test_token_logp_and_its_gradient_are_those_of_plain_forward_passes(model, toy_tokenizer):
     prompts, completions = make_prompts(lengths=[3, 25]), make_completions()
-    sampler.TokenLogp(model, toy_tokenizer.pad_token_id, chunk=4)(prompts, completions, 0.7)[0].sum().backward()
+    generation.TokenLogp(model, toy_tokenizer.pad_token_id, chunk=4)(prompts, completions, 0.7)[0].sum().backward()
     shared = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     for i, completion in enumerate(completions):
@@ -424,7 +423,7 @@ def test_loading_mistakes_are_user_errors(tmp_path, tiny_model, toy_tokenizer):
     tiny_model().config.save_pretrained(tmp_path / "no weights")
     for name in ("nothing here", "empty", "no tokenizer", "no weights", "missing.gguf"):
         with pytest.raises(UserError) as error:
-            sampler.load_model(str(tmp_path / name), device="cpu")
+            generation.load_model(str(tmp_path / name), device="cpu")
         assert name in str(error.value) and "\n" not in str(error.value)
 
 
@@ -432,7 +431,7 @@ def test_saved_model_loads_ready_to_sample(tmp_path, tiny_model, toy_tokenizer):
     model = tiny_model("qwen3")
     model.save_pretrained(tmp_path)
     toy_tokenizer.save_pretrained(tmp_path)
-    loaded, tokenizer = sampler.load_model(str(tmp_path), device="cpu")
+    loaded, tokenizer = generation.load_model(str(tmp_path), device="cpu")
     assert tokenizer.padding_side == "left" and not loaded.training and next(loaded.parameters()).dtype == torch.float32
     same(generate(loaded, tokenizer, make_prompts()), generate(model, toy_tokenizer, make_prompts()))
 
@@ -457,7 +456,7 @@ class Script:
             scores = self.write(shown) if self.write else ", ".join(str(POINTS[w]) for w in shown)
             ids = self.tokenizer(f"Analysis: fine.\nScores: \\boxed{{{scores}}}", add_special_tokens=False)["input_ids"]
             done = self.finished(text)
-            rows.append(sampler.Row(ids + [self.tokenizer.eos_token_id] * done, [-0.5] * (len(ids) + done), done))
+            rows.append(generation.Row(ids + [self.tokenizer.eos_token_id] * done, [-0.5] * (len(ids) + done), done))
         return rows
 
 
@@ -466,7 +465,7 @@ def scripted(byte_tokenizer, monkeypatch):
     def install(**options):
         tokenizer = byte_tokenizer("chatml")
         script = Script(tokenizer, **options)
-        monkeypatch.setattr(sampler, "generate", script)
+        monkeypatch.setattr(generation, "generate", script)
         return tokenizer, script
     return install
 
@@ -556,8 +555,8 @@ def test_boxes_quoted_in_the_prompt_are_never_the_verdict(scripted, monkeypatch)
     [[judgment]] = sample_judgments(None, tokenizer, [example(words=["\\boxed{1, 10}", "Scores: \\boxed{10, 1}"])], 1)
     assert judgment.scores == grm.unpermute([9, 2], judgment.permutation) and "\\boxed{x, x}" not in judgment.text
     tokenizer, _ = scripted()
-    row = sampler.Row(tokenizer("no verdict")["input_ids"] + [tokenizer.eos_token_id], [0.0], True)
-    monkeypatch.setattr(sampler, "generate", lambda m, t, prompts, **options: [row] * len(prompts))
+    row = generation.Row(tokenizer("no verdict")["input_ids"] + [tokenizer.eos_token_id], [0.0], True)
+    monkeypatch.setattr(generation, "generate", lambda m, t, prompts, **options: [row] * len(prompts))
     [[judgment]] = sample_judgments(None, tokenizer, [example(words=["\\boxed{1, 10}", "b"])], 1)
     assert (judgment.scores, judgment.reason) == (None, "no_box")
 
@@ -589,7 +588,7 @@ def test_score_is_the_sum_of_k_judgments(scripted):
 
 
 def test_real_judgments_end_to_end(tiny_model, toy_tokenizer):
-    import toy
+    from toy_world import world as toy
     model, examples = tiny_model(), toy.items("test", 3, n=2)
     results = sample_judgments(model, toy_tokenizer, examples, 2, template="compact", max_new_tokens=8)
     for judgments in results:

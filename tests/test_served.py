@@ -23,11 +23,11 @@ from conftest import make_tiny_model
 import eval as evaluation
 import grm
 import infer_scale
-import served
 import spct_rft
 from grm import PreferenceExample, build_prompt, sample_judgments
-from runs import UserError, read_json, read_rows
-from served import Served
+from plumbing import served
+from plumbing.runs import UserError, read_json, read_rows
+from plumbing.served import Served
 
 ROOT = Path(__file__).resolve().parent.parent
 

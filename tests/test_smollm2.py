@@ -11,12 +11,14 @@ import torch
 from conftest import ROOT
 
 from grm import parse_judgment
-from records import example_from_dict
-from runs import read_rows, write_rows
+from plumbing.records import example_from_dict
+from plumbing.runs import read_rows, write_rows
 
 sys.path.insert(0, str(ROOT / "results"))
-import smollm2  # noqa: E402
-import smollm2_why  # noqa: E402
+from results import (
+    smollm2,  # noqa: E402
+    smollm2_why,  # noqa: E402
+)
 
 
 def items(count, n=2):
@@ -101,7 +103,7 @@ def test_a_warm_up_that_was_killed_continues_to_the_same_weights(tmp_path, monke
     monkeypatch.chdir(ROOT)
 
     def weights(folder):
-        smollm2.warm_up("toy_base/medium", str(tmp_path / "train.jsonl"), tmp_path / folder, args)
+        smollm2.warm_up("toy_world/medium", str(tmp_path / "train.jsonl"), tmp_path / folder, args)
         return (tmp_path / folder / "model" / "model.safetensors").read_bytes()
     whole, log = weights("whole"), smollm2.log_metrics
 
@@ -171,7 +173,7 @@ def test_the_readmes_tables_are_the_csvs():
 
 def test_a_stage_is_not_taken_for_one_with_other_flags(monkeypatch, capsys, tmp_path):
     def refusal(*only):
-        monkeypatch.setattr(sys, "argv", ["smollm2.py", "--model", "toy_base/medium", "--data", "none.jsonl", "--output", str(tmp_path / "out"),
+        monkeypatch.setattr(sys, "argv", ["smollm2.py", "--model", "toy_world/medium", "--data", "none.jsonl", "--output", str(tmp_path / "out"),
                                           "--only", *only])
         with pytest.raises(SystemExit) as stop:
             smollm2.main()

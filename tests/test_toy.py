@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import toy
 from grm import build_prompt, encode_chat, is_correct, parse_scores, sample_judgments
+from toy_world import world as toy
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,15 +60,15 @@ def test_a_clean_judgment_is_mostly_right_and_a_noisy_one_mostly_not_much_better
 
 @pytest.fixture(scope="module")
 def base():
-    return (AutoModelForCausalLM.from_pretrained(ROOT / "toy_base" / "medium").eval(),
-            AutoTokenizer.from_pretrained(ROOT / "toy_base" / "medium"))
+    return (AutoModelForCausalLM.from_pretrained(ROOT / "toy_world" / "medium").eval(),
+            AutoTokenizer.from_pretrained(ROOT / "toy_world" / "medium"))
 
 
 def test_the_shipped_models_load_in_plain_transformers_and_are_small(base):
     model, tokenizer = base
     assert sum(p.numel() for p in model.parameters()) < 1_000_000
     assert tokenizer.chat_template
-    undamaged = AutoModelForCausalLM.from_pretrained(ROOT / "toy_base" / "medium-undamaged")
+    undamaged = AutoModelForCausalLM.from_pretrained(ROOT / "toy_world" / "medium-undamaged")
     assert undamaged.config.vocab_size == model.config.vocab_size
 
 
@@ -101,7 +101,7 @@ def test_the_base_is_above_chance_and_below_the_undamaged_judge(base):
     def accuracy(m):
         judged = sample_judgments(m, tokenizer, items, 1, 0.0, template="compact", max_new_tokens=120)
         return sum(is_correct(j[0].scores, i.rewards) for i, j in zip(items, judged)) / len(items)
-    weak, strong = accuracy(model), accuracy(AutoModelForCausalLM.from_pretrained(ROOT / "toy_base" / "medium-undamaged").eval())
+    weak, strong = accuracy(model), accuracy(AutoModelForCausalLM.from_pretrained(ROOT / "toy_world" / "medium-undamaged").eval())
     assert chance < weak + 0.05 < strong - 0.2
 
 

@@ -1,24 +1,24 @@
-r"""Growth of time and peak memory with the samples per prompt and with the prompt's length (sampler.generate alone).
+r"""Growth of time and peak memory with the samples per prompt and with the prompt's length (generation.generate alone).
 
-    python benchmarks/bench_growth.py --model HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m results.bench_growth.py --model HuggingFaceTB/SmolLM2-135M-Instruct
 """
 import argparse
 import json
 import random
 from types import SimpleNamespace
 
-from side_by_side import add_flags, load, measure, report, timed
+from results.side_by_side import add_flags, load, measure, report, timed
 
 
 def run(args, what):
-    import sampler
+    from plumbing import generation
     model, tokenizer = load(args)
     model.generation_config.eos_token_id = None
     rng = random.Random(0)
     prompts = [[rng.randrange(5, model.config.vocab_size) for _ in range(what["length"])] for _ in range(args.prompts)]
     rows = [(p, f"0/{i}/{j}") for i, p in enumerate(prompts) for j in range(what["k"])]
     no_end = SimpleNamespace(eos_token_id=None, pad_token_id=tokenizer.pad_token_id)
-    print(json.dumps(timed(lambda: sampler.generate(model, no_end, [p for p, _ in rows], 1.0, args.new_tokens,
+    print(json.dumps(timed(lambda: generation.generate(model, no_end, [p for p, _ in rows], 1.0, args.new_tokens,
                                                     [s for _, s in rows]))))
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 
-from data import PPE, REALMISTAKE, REWARDBENCH
 from eval import (
     BENCHMARKS,
     auc_ci,
@@ -32,7 +31,8 @@ from eval import (
     write_csv,
 )
 from infer_scale import TIES, default_k_meta
-from runs import UserError, git_commit, read_json, read_rows, write_json, write_text
+from plumbing.data import PPE, REALMISTAKE, REWARDBENCH
+from plumbing.runs import UserError, git_commit, read_json, read_rows, write_json, write_text
 
 BENCHES = {"rewardbench": "Reward Bench", "ppe_preference": "PPE Preference", "ppe_correctness": "PPE Correctness", "rmb": "RMB",
            "realmistake": "ReaLMistake (ROC-AUC)"}

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from runs import UserError
+from plumbing.runs import UserError
 
 # ----- the record -----
 

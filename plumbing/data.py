@@ -26,8 +26,8 @@ import random
 import re
 from pathlib import Path
 
-from records import example_from_dict, read_jsonl
-from runs import UserError
+from plumbing.records import example_from_dict, read_jsonl
+from plumbing.runs import UserError
 
 
 def load_examples(name, split="train", limit=None, seed=0, skip_bad=False, domain=None, exclude_domain=None):
@@ -39,7 +39,7 @@ def load_examples(name, split="train", limit=None, seed=0, skip_bad=False, domai
     if limit is not None and limit < 1:
         raise UserError("--limit must be at least 1")
     if name == "toy":
-        import toy
+        from toy_world import world as toy
         for given in (domain, exclude_domain):
             if given not in (None, *toy.DOMAINS):
                 raise UserError(f"the toy world has the domains {', '.join(toy.DOMAINS)}, not {given!r}")
@@ -74,7 +74,7 @@ def load_chats(name, count, seed=0):
     """`count` chats of general-instruction data (§3.2, RFT mixture): "toy", a .jsonl of {"messages": [...]}, a name in
     CHATS (`count` of the first 10 x count chats on the hub), or NAME:PATH, local files with the same column."""
     if name == "toy":
-        import toy
+        from toy_world import world as toy
         return toy.general_chats(count, seed)
     base, _, path = name.partition(":")
     if base in CHATS and not path:

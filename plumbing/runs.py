@@ -24,7 +24,7 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-HERE = Path(__file__).resolve().parent
+HERE = Path(__file__).resolve().parent.parent  # the repository
 # Pitfall: gradients of a well-trained small model underflow, and denormal numbers made steps seven times slower on a CPU.
 torch.set_flush_denormal(True)
 

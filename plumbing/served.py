@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 from huggingface_hub import InferenceClient, get_session
 from tqdm import tqdm
 
-import sampler
-from runs import UserError
-from sampler import Row, first_line
+from plumbing import generation
+from plumbing.generation import Row, first_line
+from plumbing.runs import UserError
 
 # Untrusted text: we do not know the server's special tokens, so whatever looks like one of the usual kinds is broken by a
 # space, as `grm.encode_chat` does with those of a local tokenizer: <|im_end|>, <｜User｜>, <turn|>, </s>, <end_of_turn>, [INST].
@@ -62,7 +62,7 @@ def load_judge(args, name, device=None):
     """(model, tokenizer) for `grm.sample_judgments`: a served model and no tokenizer with --endpoint, else a local model."""
     if args.endpoint:
         return Served(args.endpoint, args.served_model, args.concurrency), None
-    return sampler.load_model(name, device)
+    return generation.load_model(name, device)
 
 
 def key_of(host):

@@ -1,6 +1,6 @@
 """A trained GRM as the reward of another model's RL: a `reward_funcs` for TRL's GRPOTrainer (pip install "trl>=1.16,<2").
 
-    python examples/trl_reward.py                                      # two steps on the toy world
+    python -m extras.trl_reward.py                                      # two steps on the toy world
     accelerate launch examples/trl_reward.py --policy Qwen/Qwen2.5-0.5B-Instruct --judge runs/qwen/rl/model --template full
 
 GRPO compares the completions of one prompt with each other, and so does a GRM: a group is judged as one list, k times, and each
@@ -8,16 +8,13 @@ completion gets its mean score. The judge must be trained on lists as long as th
 """
 import argparse
 import math
-import sys
-from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import toy  # noqa: E402
-from grm import TOY_BASE, score  # noqa: E402
-from runs import UserError, command_line  # noqa: E402
-from sampler import load_model  # noqa: E402
+from grm import TOY_BASE, score
+from plumbing.generation import load_model
+from plumbing.runs import UserError, command_line
+from toy_world import world as toy
 
 
 def grm_reward(judge, tokenizer, k=4, **options):

@@ -1,21 +1,18 @@
 """A trained GRM as a selector: a policy writes N responses, the judge scores all of them in one judgment, the best is kept.
 
-    python examples/best_of_n.py                              # toy judge; responses of the toy world, which has no policy
-    python examples/best_of_n.py --policy HuggingFaceTB/SmolLM2-135M-Instruct --judge runs/qwen/rl/model \
+    python -m extras.best_of_n.py                              # toy judge; responses of the toy world, which has no policy
+    python -m extras.best_of_n.py --policy HuggingFaceTB/SmolLM2-135M-Instruct --judge runs/qwen/rl/model \
         --template full --max_new_tokens 512 --prompt "How do I boil an egg?" --n 8 --k 8
 
 k > 1 sums k judgments per response (Eq. 14). A judgment that does not parse does not vote; where none parses nothing is chosen.
 """
 import argparse
 import math
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import toy  # noqa: E402
-from grm import TOY_BASE, encode_chat, score  # noqa: E402
-from runs import UserError, command_line, share_threads  # noqa: E402
-from sampler import generate, load_model  # noqa: E402
+from grm import TOY_BASE, encode_chat, score
+from plumbing.generation import generate, load_model
+from plumbing.runs import UserError, command_line, share_threads
+from toy_world import world as toy
 
 
 def write_responses(policy, tokenizer, prompt, n, max_new_tokens, temperature=1.0, seed=0):

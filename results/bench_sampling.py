@@ -1,7 +1,7 @@
-r"""Sampling: sampler.generate against the library's generate(num_return_sequences=k) and its continuous batching.
+r"""Sampling: generation.generate against the library's generate(num_return_sequences=k) and its continuous batching.
 
-    python benchmarks/bench_sampling.py --model HuggingFaceTB/SmolLM2-135M-Instruct            # or a folder, or a .gguf file
-    python benchmarks/bench_sampling.py --prompts 16 --prompt_tokens 72 --shared_tokens 12 --new_tokens 32  # the toy model
+    python -m results.bench_sampling.py --model HuggingFaceTB/SmolLM2-135M-Instruct            # or a folder, or a .gguf file
+    python -m results.bench_sampling.py --prompts 16 --prompt_tokens 72 --shared_tokens 12 --new_tokens 32  # the toy model
 
 Every contestant draws k completions of exactly --new_tokens tokens (no end token) at temperature 1, from prompts that
 share their first tokens, as judgments do: with the full template and SmolLM2's tokenizer a toy item is 616 shared tokens
@@ -14,7 +14,7 @@ import json
 import random
 from types import SimpleNamespace
 
-from side_by_side import add_flags, load, measure, report, timed
+from results.side_by_side import add_flags, load, measure, report, timed
 
 
 def prompts_of(args, vocabulary):
@@ -27,7 +27,7 @@ def prompts_of(args, vocabulary):
 def run(args, what):
     import torch
 
-    import sampler
+    from plumbing import generation
     model, tokenizer = load(args, torch.bfloat16 if what.get("bf16") else None)
     model.generation_config.eos_token_id = None  # nobody stops early: equal work
     pad = tokenizer.pad_token_id
@@ -35,7 +35,7 @@ def run(args, what):
 
     def ours(prompts, new_tokens):
         rows = [(p, f"0/{i}/{j}") for i, p in enumerate(prompts) for j in range(what["k"])]
-        return [r.ids for r in sampler.generate(model, SimpleNamespace(eos_token_id=None, pad_token_id=pad), [p for p, _ in rows],
+        return [r.ids for r in generation.generate(model, SimpleNamespace(eos_token_id=None, pad_token_id=pad), [p for p, _ in rows],
                                                 1.0, new_tokens, [s for _, s in rows])]
 
     def generate(prompts, new_tokens):

@@ -1,6 +1,6 @@
 r"""Share of the machine's limits: achieved FLOP/s and bytes/s of prefill and decode against measured matmul and copy rates.
 
-    python benchmarks/bench_limits.py --model HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m results.bench_limits.py --model HuggingFaceTB/SmolLM2-135M-Instruct
 
 Work is counted, not measured: 2 FLOP per weight and token (the vocabulary projection on sampled tokens only) and 4 per key
 element seen; bytes of weights and of the keys and values that must be read, each once per token: shared prompts once for all
@@ -12,7 +12,7 @@ import json
 import random
 from types import SimpleNamespace
 
-from side_by_side import add_flags, clocks, load, measure, peak_gb, report
+from results.side_by_side import add_flags, clocks, load, measure, peak_gb, report
 
 
 def best_rate(work, amount, which, rounds=15):
@@ -28,7 +28,7 @@ def best_rate(work, amount, which, rounds=15):
 def run(args, what):
     import torch
 
-    import sampler
+    from plumbing import generation
     model, tokenizer = load(args)
     which, kind = ("wall", "cpu").index(args.clock), {"device": model.device, "dtype": model.dtype}
     a, big = torch.randn(1024, 1024, **kind), torch.randn(args.copy_mb * 2**18, device=model.device)
@@ -53,7 +53,7 @@ def run(args, what):
 
     def seconds(new_tokens):
         start = clocks()[which]
-        sampler.generate(model, end, [p for p, _ in rows], 1.0, new_tokens, [s for _, s in rows])
+        generation.generate(model, end, [p for p, _ in rows], 1.0, new_tokens, [s for _, s in rows])
         return clocks()[which] - start
     prefill = min(seconds(1) for _ in range(2))
     decode = (seconds(args.new_tokens) - prefill) / (args.new_tokens - 1)            # one token of all rows

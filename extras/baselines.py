@@ -33,14 +33,13 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
-import runs
-import sampler
-from data import DATA_HELP, load_chats, load_examples
 from eval import SHORT, curve, main_table, print_table
 from grm import BOX, TOY_BASE, Judgment, add_judge_flags, build_prompt, encode_chat, judge_options, sample_judgments, unpermute
 from infer_scale import sample_row, vote
 from meta_rm import MetaLogit, learning_rate, meta_ids, score_pairs
-from runs import HERE, UserError, command_line, in_chunks, open_run, read_flags, read_json, read_rows, start_accelerator
+from plumbing import generation, runs
+from plumbing.data import DATA_HELP, load_chats, load_examples
+from plumbing.runs import HERE, UserError, command_line, in_chunks, open_run, read_flags, read_json, read_rows, start_accelerator
 from spct_rft import sft_loss
 
 # ----- Eqs. 4 and 5: scalars and preferences -----
@@ -167,7 +166,7 @@ def train_scalar(output, args, accelerator, make_rows, label):
     """Train a scalar head on the rows that make_rows(tokenizer) gives; returns (module, tokenizer) of the saved model."""
     if not (output / "model").exists():
         runs.seed_everything(args.seed)  # of the new head
-        model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32,
+        model, tokenizer = generation.load_model(args.model, accelerator.device, torch.float32,
                                               AutoModelForSequenceClassification, num_labels=1)
         model.config.pad_token_id = tokenizer.pad_token_id
 
@@ -176,7 +175,7 @@ def train_scalar(output, args, accelerator, make_rows, label):
             return preference_loss(S, torch.tensor([[sign for _, sign in row] for row in part], device=S.device))
         train(output, args, accelerator, model, MetaLogit(model, tokenizer.pad_token_id), tokenizer, make_rows(tokenizer),
               loss_of, label)
-    model, tokenizer = sampler.load_model(str(output / "model"), accelerator.device,
+    model, tokenizer = generation.load_model(str(output / "model"), accelerator.device,
                                           auto_class=AutoModelForSequenceClassification)
     return MetaLogit(model, tokenizer.pad_token_id), tokenizer
 
@@ -235,15 +234,15 @@ def cloud(args, accelerator, output, items, test):
     # 1. the critic: SFT on general chats and on critiques, none rejected (a response alone has no rank to get wrong)
     if not (output / "critic" / "model").exists():
         # Deviation: the base model writes them itself (paper: DeepSeek-V2.5-0905), as in our RFT without --sampler.
-        rows = criticise(*sampler.load_model(args.model, accelerator.device), 1.0, "critiques")
+        rows = criticise(*generation.load_model(args.model, accelerator.device), 1.0, "critiques")
         rows = [(row["prompt_ids"], row["completion_ids"]) for row in rows]
-        model, tokenizer = sampler.load_model(args.model, accelerator.device, torch.float32)
+        model, tokenizer = generation.load_model(args.model, accelerator.device, torch.float32)
         general = round(len(rows) * args.general_fraction / (1 - args.general_fraction))
         for chat in load_chats(args.general_data, general, args.seed) if general else []:
             rows.append(encode_chat(tokenizer, chat[:-1], chat[-1]["content"]))
         train(output / "critic", args, accelerator, model, model, tokenizer, rows, lambda module, part: sft_loss(
             module, part, tokenizer.pad_token_id, accelerator.device), "CLoud's critic", weight_of=lambda row: len(row[1]))
-    critic, tokenizer = sampler.load_model(str(output / "critic" / "model"), accelerator.device)
+    critic, tokenizer = generation.load_model(str(output / "critic" / "model"), accelerator.device)
 
     # 2. the scalar head. Choice: it learns from the fine-tuned critic's own critiques, the kind that it will read.
     def head_rows(tokenizer):
@@ -317,7 +316,7 @@ def token_probabilities(model, tokenizer, places, batch_size=64):
     order, result = sorted(range(len(places)), key=lambda r: (len(places[r][0]), places[r][0])), [None] * len(places)
     for start in range(0, len(order), batch_size):
         part = order[start:start + batch_size]
-        out = sampler.prefill(model, model, [places[r][0] for r in part], tokenizer.pad_token_id, logits_to_keep=1)[2]
+        out = generation.prefill(model, model, [places[r][0] for r in part], tokenizer.pad_token_id, logits_to_keep=1)[2]
         for r, z in zip(part, out.logits[:, -1].float(), strict=True):                                         # z (V,)
             result[r] = z[places[r][1]].softmax(-1).tolist()
     return result
@@ -336,7 +335,7 @@ def tokenprob(args, accelerator, output):
     if its.rating != "best":
         raise UserError(f"--samples {folder} was made with --rating {its.rating}; tokenprob needs a judge's (--rating best)")
     by_id = {e.id: e for e in load_examples(its.data, its.split, its.limit, domain=its.domain)}
-    model, tokenizer = sampler.load_model(its.model, accelerator.device)
+    model, tokenizer = generation.load_model(its.model, accelerator.device)
 
     def rescore(chunk):
         spots, places = [], []

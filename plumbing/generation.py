@@ -18,8 +18,8 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from attention import SharedPrompts, attention_of, buffer_cache, shares_prompts
-from runs import UserError, default_device, in_bf16
+from plumbing.attention import SharedPrompts, attention_of, buffer_cache, shares_prompts
+from plumbing.runs import UserError, default_device, in_bf16
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -364,7 +364,7 @@ def logit_scale(model):
     for scale in (1.0, *([1 / divided] if divided else []), *([times] if times else [])):
         if torch.allclose(head_logits(model, hidden, scale), logits, rtol=0.02, atol=0.02 * float(logits.std())):
             return scale
-    raise UserError(f"{type(model).__name__} changes its logits in a way that sampler.py does not know (config: logits_scaling "
+    raise UserError(f"{type(model).__name__} changes its logits in a way that generation.py does not know (config: logits_scaling "
                     f"{divided}, logit_scale {times}); RL needs its exact log-probabilities: add the rule to head_logits")
 
 

@@ -1,6 +1,6 @@
 r"""One step of rule-based RL: spct_rl.py against TRL's GRPOTrainer, with the same model, prompts, sizes and settings.
 
-    python benchmarks/bench_rl_step.py --model HuggingFaceTB/SmolLM2-135M-Instruct             # needs: pip install trl
+    python -m results.bench_rl_step.py --model HuggingFaceTB/SmolLM2-135M-Instruct             # needs: pip install trl
 
 2 prompts x 4 completions of exactly --new_tokens tokens (no end token), temperature 1, beta 0.08, one AdamW update, fp32 on
 a CPU, no gradient checkpointing; the prompts are compact judgments cut to --prompt_tokens. Seconds are those between the
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from side_by_side import add_flags, clocks, load, measure, peak_gb, report
+from results.side_by_side import add_flags, clocks, load, measure, peak_gb, report
 
 
 def make_items(args, tokenizer):
@@ -32,10 +32,10 @@ def make_items(args, tokenizer):
 
 
 def ours(args, items, folder, record):
-    import sampler
     import spct_rl
-    from runs import read_rows
-    sampler.end_token_ids = lambda model, tokenizer: []  # nobody stops early: equal work
+    from plumbing import generation
+    from plumbing.runs import read_rows
+    generation.end_token_ids = lambda model, tokenizer: []  # nobody stops early: equal work
     real = spct_rl.log_metrics
     spct_rl.log_metrics = lambda *a, **metrics: (record(), real(*a, **metrics))
     (folder / "items.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
@@ -76,7 +76,7 @@ def run(args, what):
 
     import torch
 
-    from runs import save_model
+    from plumbing.runs import save_model
     model, tokenizer = load(args)
     os.environ["SPCT_THREADS"] = str(torch.get_num_threads())
     items, prompts = make_items(args, tokenizer)

@@ -1,4 +1,4 @@
-"""Plumbing: one softmax over keys and values that many rows share. Imports nothing of ours; sampler.py generates with it.
+"""Plumbing: one softmax over keys and values that many rows share. Imports nothing of ours; generation.py generates with it.
 
 The k judgments of an item share their prompt, and all items share the preamble, so while tokens are drawn
   - keys and values of preamble and prompts are held once and read once per token, for all samples together (`SharedPrompts`);
@@ -170,7 +170,7 @@ def attention_over_parts(module, query, key, value, attention_mask, scaling, sli
 
 
 AttentionInterface.register("parts", attention_over_parts)
-# Architectures whose attention is covered by the function above (tested); others get copies of the prompt (sampler.py).
+# Architectures whose attention is covered by the function above (tested); others get copies of the prompt (generation.py).
 SHARES_PROMPTS = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2"}
 told = set()  # architectures for which the printed line was printed
 

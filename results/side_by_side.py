@@ -11,14 +11,13 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from plumbing.runs import default_device, peak_gb
 
-from runs import default_device, peak_gb  # noqa: E402
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def add_flags(parser, repeats):
-    parser.add_argument("--model", default=str(ROOT / "toy_base" / "medium"), help="hub id, folder or .gguf file")
+    parser.add_argument("--model", default=str(ROOT / "toy_world" / "medium"), help="hub id, folder or .gguf file")
     parser.add_argument("--repeats", type=int, default=repeats, help="measurements of each contestant; the median counts")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0: all cores)")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
@@ -31,11 +30,11 @@ def load(args, dtype=None):
     """(model, tokenizer), with the threads set."""
     import torch
 
-    import sampler
+    from plumbing import generation
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     torch.set_num_threads(args.threads or cores)
     torch.manual_seed(0)
-    return sampler.load_model(args.model, dtype=dtype)
+    return generation.load_model(args.model, dtype=dtype)
 
 
 def clocks():
@@ -79,7 +78,7 @@ def report(args, name, rows, ratios, targets):
     import torch
     import transformers
 
-    from runs import git_commit
+    from plumbing.runs import git_commit
     for row, values in rows.items():
         print(f"{row:<28}" + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
