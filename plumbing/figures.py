@@ -1,0 +1,141 @@
+"""Plumbing: tables as text and CSV, and the figure of accuracy against k."""
+import csv
+import io
+
+from plumbing.runs import write_text
+
+# One colour per method in all figures, and what a reader calls it.
+METHODS = {"vote": ("tab:blue", "votes of all k"),
+           "guided": ("tab:red", "votes of the meta RM's best half"),
+           "random": ("tab:gray", "votes of a random half"),
+           "oracle": ("tab:green", "any of k is right")}
+PERCENT = {"accuracy", "low", "high", "lenient", "chance", "parse_rate", "tie_rate", "auc_single",
+           "first_position", "first_expected", "swap_consistency", "longest", "longest_wins",
+           "both_orders", "difference_low", "difference_high", "attack_wins"}
+
+
+def write_csv(path, rows):
+    """Rows (dicts) as CSV, columns in the order of their first appearance."""
+    text = io.StringIO()
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+    write_text(path, text.getvalue())
+
+
+def print_table(rows, columns):
+    """Fractions (0..1) as percent, the rest as it is; "-" for None."""
+    def show(row, c):
+        value = row.get(c, "")
+        if value is None or isinstance(value, str):
+            return value or "-"
+        if c in PERCENT:
+            return f"{100 * value:.1f}"
+        return f"{value:.1f}" if isinstance(value, float) else str(value)
+    widths = [max(len(c), *(len(show(r, c)) for r in rows)) for c in columns]
+    for line in [columns] + [[show(r, c) for c in columns] for r in rows]:
+        cells = zip(line, widths, strict=True)
+        print("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(cells)))
+
+
+def apart(places, gap):
+    """The places, moved so that any two lie at least `gap` apart: labels beside lines that meet.
+
+    >>> apart([1.0, 5.0, 1.2], 1.0)
+    [0.6, 5.0, 1.6]
+    """
+    groups = []  # [indices from low to high, their middle]; groups that touch become one
+    for i in sorted(range(len(places)), key=lambda i: places[i]):
+        groups.append([[i], places[i]])
+        while len(groups) > 1:
+            (lower, below), (upper, above) = groups[-2:]
+            if above - below >= gap * (len(lower) + len(upper)) / 2:
+                break
+            members = lower + upper
+            groups[-2:] = [[members, sum(places[j] for j in members) / len(members)]]
+    moved = list(places)
+    for members, middle in groups:
+        for rank, i in enumerate(members):
+            moved[i] = round(middle + gap * (rank - (len(members) - 1) / 2), 9)
+    return moved
+
+
+def draw_curves(table, flat, path, caption, title=None, ceiling=None):
+    """PNG of accuracy against k (log2 axis, 95 % intervals), the name of a curve at its end.
+
+    table: rows of `eval.curve`.  flat: {name: accuracy} of greedy judges, markers at k = 1, and of
+    "chance".  ceiling: (name, accuracy) of a judge that the others cannot pass, one line.
+    What lies far from the curves (a weak judge, the oracle) would crush them and is only told.
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    runs = sorted({row["run"] for row in table})
+    curves = {}
+    for run in runs:
+        for method in METHODS:
+            points = [r for r in table if (r["run"], r["method"]) == (run, method)]
+            if points and not (method == "oracle" and len(runs) > 1):
+                curves[run, method] = points
+
+    # 1. the range of the curves, widened to what lies within one such range of it
+    inner = [p for (_, method), points in curves.items() if method != "oracle" for p in points]
+    values = [p[end] for p in inner for end in ("low", "high")] or list(flat.values())
+    span = max(max(values) - min(values), 0.02)
+    low, high = min(values) - span, max(values) + span
+    drawn = {key: points for key, points in curves.items()
+             if all(low < p["accuracy"] < high for p in points)}
+    marks = {name: v for name, v in flat.items() if low < v < high and name != "chance"}
+    values += [p["accuracy"] for points in drawn.values() for p in points] + [*marks.values()]
+    values += [ceiling[1]] if ceiling else []
+    low, high = 100 * min(values), 100 * max(values)
+    low, high = low - 0.06 * (high - low), min(high + 0.06 * (high - low), 100.5)
+    gap = 0.045 * (high - low)
+    told = [f"{name} {100 * v:.1f}" for name, v in flat.items() if name not in marks]
+    told += [f"{METHODS[key[1]][1]} {100 * points[-1]['accuracy']:.1f}"
+             for key, points in curves.items() if key not in drawn]
+
+    # 2. curves and the ceiling, their names right of the axes; greedy judges left of k = 1
+    figure, axes = plt.subplots(figsize=(8.5, 4.8))
+    labels = []
+    for (run, method), points in drawn.items():
+        (colour, name), k = METHODS[method], [p["k"] for p in points]
+        ends = [[100 * p[end] for p in points] for end in ("accuracy", "low", "high")]
+        axes.plot(k, ends[0], ["-", "--", ":", "-."][runs.index(run) % 4], marker="o", ms=4,
+                  lw=1.8, color=colour)
+        axes.fill_between(k, *ends[1:], color=colour, alpha=0.12, lw=0)
+        name += f" ({run})" if len(runs) > 1 else ""
+        labels.append((ends[0][-1], f"{name} {ends[0][-1]:.1f}", colour))
+    if ceiling:
+        axes.axhline(100 * ceiling[1], lw=1, ls=(0, (4, 3)), color="0.3")
+        labels.append((100 * ceiling[1], f"{ceiling[0]} {100 * ceiling[1]:.1f}", "0.3"))
+    places = apart([height for height, _, _ in labels], gap)
+    for (_, text, colour), place in zip(labels, places, strict=True):
+        axes.annotate(text, (1, place), xycoords=("axes fraction", "data"), xytext=(6, -3),
+                      textcoords="offset points", fontsize=9, color=colour, annotation_clip=False)
+    ticks = sorted({row["k"] for row in table}) or [1]
+    places = apart([100 * v for v in marks.values()], gap)
+    for (name, v), place in zip(marks.items(), places, strict=True):
+        axes.plot([ticks[0]], [100 * v], "D", ms=6, color="black", zorder=3)
+        axes.annotate(f"{name} {100 * v:.1f}", (ticks[0], place), xytext=(-8, -3), ha="right",
+                      textcoords="offset points", fontsize=9)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.set_xlim(ticks[0] / 3, max(3, ticks[-1] * 1.2))  # room for the names left of k = 1
+    axes.set_ylim(low, high)
+    axes.set_xlabel("judgments per item, k")
+    axes.set_ylabel("accuracy, %")
+    axes.grid(alpha=0.2)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_title(title or "", loc="left", fontsize=11)
+    if told:
+        axes.text(0.99, 0.02, "not drawn: " + ", ".join(told), transform=axes.transAxes,
+                  ha="right", fontsize=8, color="0.35")
+    figure.text(0.01, -0.02, caption, fontsize=7, color="0.35", va="top")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(buffer.getvalue())
