@@ -147,9 +147,9 @@ def make_tiny_model(architecture, vocab_size, eos=4, pad=0, seed=0, **options):
 
 
 @pytest.fixture(scope="session")
-def toy_tokenizer(tmp_path_factory):
-    from toy_world.make_base import make_tokenizer
-    return make_tokenizer(tmp_path_factory.mktemp("toy_tokenizer"))
+def toy_tokenizer():
+    from transformers import AutoTokenizer
+    return AutoTokenizer.from_pretrained(ROOT / "toy_world" / "medium")
 
 
 @pytest.fixture(scope="session")
