@@ -10,11 +10,13 @@ from conftest import ROOT
 
 from grm import build_prompt
 from plumbing import data
-from plumbing.data import LOADERS, load_chats, load_examples
+from plumbing import sets
+from plumbing.data import load_chats, load_examples
+from plumbing.sets import SETS
 from plumbing.runs import UserError
 
 FIXTURES = ROOT / "tests" / "fixtures"
-TRAINING = [name for name, (_, splits, _) in LOADERS.items() if not isinstance(splits, str)]
+TRAINING = [name for name, (_, splits, _) in SETS.items() if not isinstance(splits, str)]
 FIELDS = {  # what each schema cannot do without
     "skywork": ["chosen", "rejected"], "helpsteer2": ["prompt", "response_1", "response_2", "preference_strength"],
     "helpsteer3": ["context", "response1", "response2", "overall_preference"],
@@ -68,10 +70,10 @@ def read_rows(name):
 # ----- all sets -----
 
 def test_every_set_has_a_fixture_and_a_row_here():
-    assert set(FIELDS) == set(LOADERS)
+    assert set(FIELDS) == set(SETS)
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", SETS)
 def test_items_can_be_used(name):
     examples = load(name)
     assert len({e.id for e in examples}) == len(examples) and all(e.id.startswith(name + "/") for e in examples)
@@ -213,7 +215,7 @@ def test_rewardbench_sections_and_weights():
         ("chat", 100), ("chat-hard", 92), ("safety", 250), ("reasoning", 984), ("reasoning", 164)]
     assert [e.extra["source_id"] for e in examples] == [0, 0, 7, 8, 9], "source ids repeat, ours do not"
     assert short(examples[3:4]) == [(["7", "8"], [1, 0])]
-    sums = {section: sum(weights.values()) for section, weights in data.REWARDBENCH.items()}
+    sums = {section: sum(weights.values()) for section, weights in sets.REWARDBENCH.items()}
     assert sums == {"chat": 358, "chat-hard": 456, "safety": 740, "reasoning": 1968}
     assert sum(sums.values()) - 984 + 447 == 2985, "items of the split `filtered`"
 
@@ -251,11 +253,11 @@ def test_ppe_correctness_references():
     """App. E.1.3: every set holds its ground truth in other columns."""
     assert [e.reference for e in load("ppe_correctness")] == ["(C) 3 blips"] * 3 + ["\\boxed{4}", "\\boxed{5}"]
     assert "#### Reference Answer ####\n(C) 3 blips" in build_prompt(load("ppe_correctness")[0], use_reference=True)[0]["content"]
-    assert data.ppe_reference({"options": ["2", "3"], "answer": "B", "answer_index": 1}) == "(B) 3"  # MMLU-Pro
-    assert data.ppe_reference({"code": "def f(): pass", "test_list": []}) == "def f(): pass"  # MBPP-Plus
-    assert data.ppe_reference({"instruction_id_list": ["words:at_most", "case:lower"], "kwargs": [{"num_words": 9, "letter": None}, {}]}) \
+    assert sets.ppe_reference({"options": ["2", "3"], "answer": "B", "answer_index": 1}) == "(B) 3"  # MMLU-Pro
+    assert sets.ppe_reference({"code": "def f(): pass", "test_list": []}) == "def f(): pass"  # MBPP-Plus
+    assert sets.ppe_reference({"instruction_id_list": ["words:at_most", "case:lower"], "kwargs": [{"num_words": 9, "letter": None}, {}]}) \
         == "words:at_most num_words=9\ncase:lower"  # IFEval
-    assert data.ppe_reference({"options": ["2"], "answer": "B", "answer_index": 1}) is None
+    assert sets.ppe_reference({"options": ["2"], "answer": "B", "answer_index": 1}) is None
 
 
 @pytest.mark.parametrize(("change", "problem"), [
@@ -337,7 +339,7 @@ def test_part_of_a_file_is_decided_by_the_prompt(tmp_path):
 def test_conversations_with_one_opening_stay_together():
     def item(*turns):
         row = {"prompt": list(turns), "chosen": "a", "rejected": "b"}
-        return data.row_examples(row, data.chosen_rejected, "id", "where")[0]
+        return data.row_examples(row, sets.chosen_rejected, "id", "where")[0]
     short_one, long_one = item(user("Hi")), item(user("Hi"), assistant("a"), user("And?"))
     assert data.opening_hash(short_one) == data.opening_hash(long_one) != data.opening_hash(item(user("Ho")))
 
@@ -506,14 +508,14 @@ def test_any_pairs_of_the_hub(hub):
         load_examples("pairs:data/absent.jsonl")
 
 
-@pytest.mark.parametrize("name", [name for name, (hubs, _, _) in LOADERS.items() if hubs])
+@pytest.mark.parametrize("name", [name for name, (hubs, _, _) in SETS.items() if hubs])
 def test_hub_out_of_reach(name):  # conftest.py puts datasets offline
     with pytest.raises(UserError, match=rf"^{name}: cannot load .*{name}:PATH") as error:
         load_examples(name, "train" if name in TRAINING else "test")
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [name for name, (hubs, _, _) in LOADERS.items() if not hubs])
+@pytest.mark.parametrize("name", [name for name, (hubs, _, _) in SETS.items() if not hubs])
 def test_not_on_the_hub(name):
     with pytest.raises(UserError, match=rf"{name} is not on the hub; give local files: {name}:PATH"):
         load_examples(name, "train" if name in TRAINING else "test")
@@ -560,7 +562,7 @@ def test_toy_is_untouched():
 
 
 def test_help_text_is_fit_for_argparse():
-    assert "%" not in data.DATA_HELP and all(name in data.DATA_HELP for name in LOADERS)
+    assert "%" not in data.DATA_HELP and all(name in data.DATA_HELP for name in SETS)
 
 
 def test_pairs_given_as_records_name_the_way_to_read_them(tmp_path):

@@ -1,0 +1,324 @@
+"""Plumbing: public preference sets and benchmarks, one function each: a row of the set -> records.
+
+A function gets one row, and `where` (file or hub name), and gives a list of records in the form of
+records.py; data.py adds ids, clusters and splits. SETS at the end lists them. A comment `Trap:`
+says what other loaders of the set got wrong, or easily may.
+
+Benchmarks add to their records `section` (= domain; the score is the mean over sections), `subset`,
+`source_id`, and rewardbench `weight` (of the subset in its section).
+"""
+import os
+import re
+
+from plumbing.runs import UserError
+
+# ----- what they share -----
+
+ROLES = {"human": "user", "gpt": "assistant"}
+
+
+def field(row, key, *kinds):
+    """row[key], a text unless other `kinds` are given; a UserError that names the field if not."""
+    if row.get(key) is None:
+        raise UserError(f"field '{key}' is missing")
+    if not isinstance(row[key], kinds or str):
+        names = " or ".join(kind.__name__ for kind in kinds or [str])
+        raise UserError(f"field '{key}' must be {names}, not {type(row[key]).__name__}")
+    return row[key]
+
+
+def messages(row, key):
+    """A list of {role, content} without other keys; a text is one user turn."""
+    value = field(row, key, str, list)
+    value = [{"role": "user", "content": value}] if isinstance(value, str) else value
+    if not value or not all(isinstance(m, dict) and isinstance(m.get("role"), str)
+                            and isinstance(m.get("content"), str) for m in value):
+        raise UserError(f"field '{key}' must be a text or a list of {{role, content}} messages")
+    return [{"role": ROLES.get(m["role"].lower(), m["role"].lower()), "content": m["content"]}
+            for m in value]
+
+
+def pair(prompt, first, second, sign, **more):
+    """Two responses; sign > 0: the first is better, < 0: the second is, 0: a tie (dropped)."""
+    return {"prompt": prompt, "responses": [first, second],
+            "rewards": [int(sign > 0), int(sign < 0)], **more}
+
+
+# ----- training sets -----
+
+def chosen_rejected(row, where):
+    """chosen / rejected, texts or message lists, with or without `prompt` (TRL's formats).
+
+    Also Skywork, whose `source` is the domain, so that --exclude_domain can leave one out.
+    """
+    texts = [field(row, key, str, list) for key in ("chosen", "rejected")]
+    explicit = row.get("prompt") is not None
+    if isinstance(texts[0], list) and isinstance(texts[1], list):
+        # Trap: ultrafeedback_binarized repeats its `prompt` inside chosen and rejected.
+        before = messages(row, "prompt") if explicit else []
+        chats = [messages(row, key) for key in ("chosen", "rejected")]
+        chats = [before + chat if chat[0]["role"] == "assistant" else chat for chat in chats]
+        if chats[0][:-1] != chats[1][:-1] or any(c[-1]["role"] != "assistant" for c in chats):
+            raise UserError("field 'rejected' must differ from 'chosen' in the last message, the "
+                            "assistant's, only")
+        prompt, texts = chats[0][:-1], [chat[-1]["content"] for chat in chats]
+    elif isinstance(texts[0], list) or isinstance(texts[1], list):
+        raise UserError("field 'rejected' must be a text or a message list, as 'chosen' is")
+    elif explicit:
+        prompt = messages(row, "prompt")
+    else:
+        prompt, texts = shared_prefix(*texts)
+        if any("\n\nHuman:" in text for text in texts):
+            return []  # hh-rlhf: dialogues that part before their last turn
+    # Trap: ultrafeedback_binarized has pairs with equal scores; they are ties.
+    tie = row.get("score_chosen") is not None and row["score_chosen"] == row.get("score_rejected")
+    return [pair(prompt, *texts, sign=1 - tie, domain=row.get("source"))]
+
+
+def shared_prefix(chosen, rejected):
+    """(prompt, [response, response]) of two texts that begin with their prompt."""
+    prefix = os.path.commonprefix([chosen, rejected])
+    if chosen.startswith("\n\nHuman:"):
+        # Trap: hh-rlhf's responses may begin alike, so cut at the turn.
+        cut = prefix.rfind("\n\nAssistant:")
+        turns = re.split(r"\n\n(Human|Assistant):", chosen[:max(cut, 0)])[1:]
+        prompt = [{"role": ROLES.get(who.lower(), who.lower()), "content": text.strip()}
+                  for who, text in zip(turns[::2], turns[1::2], strict=True)]
+        cut += len("\n\nAssistant:")
+    else:
+        # Trap: "... is blue" and "... is black" share "... is bl", so cut between words.
+        cut = re.match(r"(.*\s)?", prefix, re.DOTALL).end()
+        prompt = prefix[:cut].strip()
+    if not prompt:
+        raise UserError("field 'prompt' is missing, and 'chosen' and 'rejected' do not begin with "
+                        "the same prompt")
+    return prompt, [chosen[cut:].strip(), rejected[cut:].strip()]
+
+
+def helpsteer2(row, where):
+    # A prompt of several turns is one text with a marker before every turn but the first (user).
+    turns = ["User", *re.split(r"\s*<extra_id_1>(User|Assistant)\n", field(row, "prompt"))]
+    prompt = [{"role": who.lower(), "content": text}
+              for who, text in zip(turns[::2], turns[1::2], strict=True)]
+    # Trap: -3..3, and positive means that response 2 is better.
+    strength = field(row, "preference_strength", int)
+    return [pair(prompt, field(row, "response_1"), field(row, "response_2"), -strength,
+                 preference_strength=abs(strength),
+                 split="validation" if row.get("split") == "val" else None)]
+
+
+def helpsteer3(row, where):
+    # Trap: negative means that response 1 is better; 0 is a tie.
+    strength = field(row, "overall_preference", int)
+    return [pair(messages(row, "context"), field(row, "response1"), field(row, "response2"),
+                 -strength, preference_strength=abs(strength), domain=row.get("domain"))]
+
+
+def ultrafeedback(row, where):
+    """Up to four responses.
+
+    Choice: r_i is the mean over the rated aspects, not the set's separate `overall_score`.
+    """
+    responses, rewards = [], []
+    for completion in field(row, "completions", list):
+        try:
+            ratings = [aspect["Rating"] for aspect in completion["annotations"].values()]
+            # Trap: "N/A"; a mean over fewer aspects is no match for the others.
+            if ratings and "N/A" not in ratings:
+                rewards.append(sum(map(float, ratings)) / len(ratings))
+                responses.append(completion["response"])
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise UserError("field 'completions' must hold {response, annotations{aspect{Rating}}},"
+                            " Rating a number or N/A") from None
+    prompt = field(row, "instruction")
+    if len(responses) < 2:
+        return []
+    return [{"prompt": prompt, "responses": responses, "rewards": rewards}]
+
+
+def offsetbias(row, where):
+    # Trap: `label` is the number of the better output, neither an index nor a truth value.
+    label = field(row, "label", int)
+    if label not in (1, 2):
+        raise UserError("field 'label' must be 1 or 2, the number of the better output")
+    return [pair(field(row, "instruction"), field(row, "output_1"), field(row, "output_2"),
+                 3 - 2 * label)]
+
+
+def math_single(row, where):
+    """A verified answer to a verifiable question: n = 1, r = 1 if it is right (§3.2)."""
+    if field(row, "is_correct", bool, int) not in (0, 1):
+        raise UserError("field 'is_correct' must be true or false")
+    return [{"prompt": field(row, "problem"), "responses": [field(row, "response")],
+             "domain": "math", "rewards": [int(row["is_correct"])],
+             "reference": row.get("answer")}]
+
+
+# ----- benchmarks -----
+
+# section: {subset: its weight}. Trap: math-prm's 447 items weigh as much as the six code subsets.
+REWARDBENCH = {
+    "chat": {"alpacaeval-easy": 100, "alpacaeval-length": 95, "alpacaeval-hard": 95,
+             "mt-bench-easy": 28, "mt-bench-med": 40},
+    "chat-hard": {"mt-bench-hard": 37, "llmbar-natural": 100, "llmbar-adver-neighbor": 134,
+                  "llmbar-adver-GPTInst": 92, "llmbar-adver-GPTOut": 47,
+                  "llmbar-adver-manual": 46},
+    "safety": {"refusals-dangerous": 100, "refusals-offensive": 100, "xstest-should-refuse": 154,
+               "xstest-should-respond": 250, "donotanswer": 136},
+    "reasoning": {"math-prm": 984, **{f"hep-{code}": 164 for code in (
+        "cpp", "go", "java", "js", "python", "rust")}},
+}
+# Best-of-K set: the revision that published loaders pin
+PPE = {"GPQA": "2f85cea6481db81daa2c8033c51b7811b7bbf648",
+       "IFEval": "a4f7fae2443d96529dee6b65863a816a051b3a4d",
+       "MATH": "c46ce3cda5417fe8d170e992d925f93856b5db40",
+       "MBPP-Plus": "afa814632c1df94e76b6af2c1d282511114cd2b7",
+       "MMLU-Pro": "d3a309b95d5a3a34efdd2b01a9e3ee10565bf0c7"}
+REALMISTAKE = ("answerability_classification", "finegrained_fact_verification",
+               "math_word_problem_generation")
+REALMISTAKE_MODELS = {"gpt4": "gpt4", "gpt-4-0613": "gpt4",
+                      "llama2": "llama2", "Llama-2-70b-chat-hf": "llama2"}
+
+
+def in_section(record, section, subset, source_id):
+    return {**record, "domain": section, "section": section, "subset": subset,
+            "source_id": source_id}
+
+
+def rewardbench(row, where):
+    subset = field(row, "subset")
+    for section, weights in REWARDBENCH.items():
+        if subset in weights:
+            record = pair(field(row, "prompt"), field(row, "chosen"), field(row, "rejected"), 1,
+                          weight=weights[subset])
+            return [in_section(record, section, subset, row.get("id"))]
+    raise UserError(f"field 'subset' is {subset!r}, which is in none of the four sections")
+
+
+def rewardbench2(row, where):
+    subset, chosen = field(row, "subset"), field(row, "chosen", list)
+    rejected = field(row, "rejected", list)
+    record = {"prompt": field(row, "prompt"), "responses": chosen + rejected,
+              "rewards": [1] * len(chosen) + [0] * len(rejected)}
+    # Trap: the subset Ties is scored by margins between several right answers, not by accuracy.
+    return [in_section(record, subset, subset, row.get("id"))] if subset != "Ties" else []
+
+
+def ppe_preference(row, where):
+    # model_a, model_b, or a tie by some name. A prompt of several turns is one text here.
+    winner = field(row, "winner")
+    record = pair(field(row, "prompt"), field(row, "response_1"), field(row, "response_2"),
+                  (winner == "model_a") - (winner == "model_b"), language=row.get("language"))
+    return [in_section(record, "ppe_preference", None, row.get("question_id"))]
+
+
+def ppe_reference(row):
+    """What --use_reference shows (App. E.1.3), or None.
+
+    Choice: the answer in the columns of each set; IFEval has none, so the constraints that its
+    checker tests, with their arguments.
+    """
+    try:
+        if "options" in row:  # MMLU-Pro
+            return f"({row['answer']}) {row['options'][row['answer_index']]}"
+        if "correct_choice" in row:  # GPQA
+            return f"({'ABCD'[row['correct_choice_index']]}) {row['correct_choice']}"
+        if "instruction_id_list" in row:
+            return "\n".join(
+                " ".join([name, *(f"{k}={v}" for k, v in given.items() if v is not None)])
+                for name, given in zip(row["instruction_id_list"], row["kwargs"], strict=True))
+        return row.get("solution") or row.get("code")  # MATH, MBPP-Plus
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def ppe_correctness(row, where):
+    """One item per sampled pair of a right and a wrong response; `where` names the set."""
+    subset = (re.findall("|".join(PPE), where) or [None])[-1]
+    if subset is None:
+        raise UserError(f"the file or its folder must be named after one of {', '.join(PPE)}")
+    scores, items = field(row, "scores", list), []
+    for places in field(row, "sampled_conflict_pairs", list):
+        if not isinstance(places, list) or len(places) != 2 or not all(
+                i in range(len(scores)) for i in places):
+            raise UserError("field 'sampled_conflict_pairs' must hold pairs of places "
+                            f"0..{len(scores) - 1}")
+        if any(scores[i] not in (0, 1) for i in places):
+            raise UserError("field 'scores' must hold true or false")
+        # Trap: pairs and `scores` count from 0, the columns from 1: response_1 ... response_32.
+        first, second = (field(row, f"response_{i + 1}") for i in places)
+        record = pair(field(row, "prompt"), first, second, scores[places[0]] - scores[places[1]],
+                      pair=places, reference=ppe_reference(row))
+        items.append(in_section(record, subset, subset, row.get("question_id")))
+    return items
+
+
+def rmb(row, where):
+    """A pair, or one best response and its losers, which the GRM sees as one list (§5).
+
+    Four sections, each over all its rows: {helpfulness, harmlessness} x {pairwise, bon}.
+    """
+    told = f"{where} {row.get('category_path')}"
+    found = re.findall("(helpful|harmless)ness", told.lower())
+    # Trap: only some paths say it; harmlessness has the files S1.json ... and multi.json.
+    if not found and not re.search(r"\b(S\d+|multi)\.json", where):
+        raise UserError("field 'category_path' or the file's folder must say Helpfulness or "
+                        "Harmlessness")
+    domain = "helpfulness" if found and found[-1] == "helpful" else "harmlessness"
+    kind = "bon" if "bon_best" in row else "pairwise"
+    if kind == "bon":
+        rivals = [field(row, "bon_best", dict), *field(row, "loser_list", list)]
+    else:  # Trap: `reject`, not `rejected`
+        rivals = [field(row, "chosen", dict), field(row, "reject", dict)]
+    if len(rivals) < 2 or not all(isinstance(rival, dict) for rival in rivals):
+        raise UserError("field 'loser_list' must hold one or more {llm_name, answer}")
+    record = {"prompt": messages(row, "conversation_input"),
+              "responses": [field(rival, "answer") for rival in rivals],
+              "rewards": [1] + [0] * (len(rivals) - 1), "category": row.get("category_path")}
+    scenario = re.findall(r"(?:Helpful|Harmless)ness/([^/.,]+)", told)
+    return [in_section(record, f"{domain}-{kind}", scenario[-1] if scenario else kind,
+                       row.get("bon_uid" if kind == "bon" else "pair_uid"))]
+
+
+def realmistake(row, where):
+    """Is the one response free of errors? r = 1: no error, so that a high score is right."""
+    # Trap: published copies have either name.
+    key = "error_label" if "error_label" in row else "label"
+    if field(row, key) not in ("error", "no_error"):
+        raise UserError(f"field '{key}' must be error or no_error")
+    record = {"prompt": field(row, "input"), "responses": [field(row, "llm_response")],
+              "rewards": [int(row[key] == "no_error")]}
+    task, model = (re.findall("|".join(names), where)
+                   for names in (REALMISTAKE, REALMISTAKE_MODELS))
+    return [in_section(record, task[-1] if task else "realmistake",
+                       REALMISTAKE_MODELS[model[-1]] if model else None, None)]
+
+
+# ----- name: (the hub's sets, splits, function) -----
+
+# Splits: {ours: the hub's} of a training set, a text for a benchmark's one split, {}: as it is.
+SETS = {
+    "skywork": ([{"path": "Skywork/Skywork-Reward-Preference-80K-v0.2"}], {"train": "train"},
+                chosen_rejected),
+    "helpsteer2": ([{"path": "nvidia/HelpSteer2", "data_dir": "preference"}], {"train": "train"},
+                   helpsteer2),
+    "helpsteer3": ([{"path": "nvidia/HelpSteer3", "name": "preference"}],
+                   {"train": "train", "validation": "validation"}, helpsteer3),
+    "ultrafeedback": ([{"path": "openbmb/UltraFeedback"}], {"train": "train"}, ultrafeedback),
+    "ultrafeedback_binarized": ([{"path": "HuggingFaceH4/ultrafeedback_binarized"}],
+                                {"train": "train_prefs", "test": "test_prefs"}, chosen_rejected),
+    "offsetbias": ([{"path": "NCSOFT/offsetbias"}], {"train": "train"}, offsetbias),
+    "hh-rlhf": ([{"path": "Anthropic/hh-rlhf"}], {"train": "train", "test": "test"},
+                chosen_rejected),
+    "pairs": ([], {}, chosen_rejected),
+    "math": ([], {}, math_single),
+    "rewardbench": ([{"path": "allenai/reward-bench"}], "filtered", rewardbench),  # Trap: not `raw`
+    "rewardbench2": ([{"path": "allenai/reward-bench-2"}], "test", rewardbench2),
+    "ppe_preference": ([{"path": "lmarena-ai/PPE-Human-Preference-V1"}], "test", ppe_preference),
+    "ppe_correctness": ([{"path": f"lmarena-ai/PPE-{name}-Best-of-K", "revision": revision}
+                         for name, revision in PPE.items()], "train", ppe_correctness),
+    "rmb": ([], "", rmb),  # a checkout of Zhou-Zoey/RMB-Reward-Model-Benchmark
+    "realmistake": ([{"path": "ryokamoi/realmistake", "name": task, "split": model}
+                     for task in REALMISTAKE for model in ("gpt4", "llama2")], "", realmistake),
+}
+CHATS = {"smoltalk": [{"path": "HuggingFaceTB/smoltalk", "name": "all", "streaming": True}]}
