@@ -1,13 +1,14 @@
-r"""How the toy's base models were made: pretraining on clean judgments, then damage.
+"""How the toy's base models were made: pretraining on clean judgments, then damage.
 
-    python -m toy_world.make_base                # makes toy_world/medium and toy_world/medium-undamaged (about 25 minutes on 2 cores)
-    python -m toy_world.make_base --size small   # ... the other sizes: small (0.2M parameters), medium (0.6M), large (2.2M)
+    python -m toy_world.make_base               # toy_world/medium and medium-undamaged (25 minutes)
+    python -m toy_world.make_base --size small  # the other sizes: small (0.2M), large (2.2M)
 
-The base model is pretrained from scratch on clean judgments and on a small general-instruction corpus: that is the
-"undamaged judge", the ceiling of every table. It is then made imperfect by further training on noisy judgments: few and
-ill-chosen principles with arbitrary weights, some words systematically misread, some verdicts simply wrong. After that
-nothing is ever told to it again but what the paper's recipe tells a model: which response is best. All scores anywhere
-are parsed from text that the model wrote; the truth in here is used for labels and for analysis only.
+The base model is pretrained from scratch on clean judgments and on a small general-instruction
+corpus: that is the "undamaged judge", the ceiling of every table. It is then made imperfect by
+further training on noisy judgments: few and ill-chosen principles with arbitrary weights, some
+words systematically misread, some verdicts simply wrong. After that nothing is ever told to it
+again but what the paper's recipe tells a model: which response is best. All scores anywhere are
+parsed from text that the model wrote; the truth in here is used for labels and for analysis only.
 """
 import argparse
 import json
@@ -18,19 +19,11 @@ from pathlib import Path
 
 import torch
 
-from grm import build_prompt, encode_chat
-from plumbing.runs import (
-    HERE,
-    command_line,
-    load_state,
-    read_flags,
-    save_model,
-    save_state,
-    seed_everything,
-    share_threads,
-    write_text,
-)
+from grm import build_prompt
+from plumbing import runs
+from plumbing.generation import encode_chat
 from toy_world.world import (
+    COUNTS,
     CRITERIA,
     CUES,
     DOMAINS,
@@ -38,7 +31,6 @@ from toy_world.world import (
     GENERAL_WORDS,
     QUERIES,
     SHOWY,
-    SIZES,
     TOPICS,
     VERDICTS,
     general_chat,
@@ -46,14 +38,22 @@ from toy_world.world import (
     make_item,
 )
 
+SIZES = {"small": (2, 80, 4), "medium": (3, 128, 4), "large": (5, 192, 6)}  # layers, width, heads
+
+
 # ----- judgments: clean ones (pretraining) and noisy ones (the damage) -----
 
 def write_judgment(criteria, verdicts, rating, principles=True):
-    """Text of a judgment. criteria: [(name, percent)]; verdicts: per response {name: level}; the scores follow from both."""
+    """(text of a judgment, scores), which follow from criteria [(name, percent)] and verdicts.
+
+    verdicts: per response {name: level}.
+    """
     scores = []
     for verdict in verdicts:
-        value = sum(percent * verdict[name] for name, percent in criteria) / max(1, sum(p for _, p in criteria))
-        scores.append(int(value > 0) if rating == "0-1" else min(10, max(1, math.floor(5.5 + 3.5 * value + 0.5))))
+        whole = max(1, sum(percent for _, percent in criteria))
+        value = sum(percent * verdict[name] for name, percent in criteria) / whole
+        points = min(10, max(1, math.floor(5.5 + 3.5 * value + 0.5)))
+        scores.append(int(value > 0) if rating == "0-1" else points)
     answer = [scores.index(max(scores)) + 1] if rating == "best" else scores
     parts = [f"{name} {percent}%" for name, percent in criteria]
     lines = ["Specific Criteria: " + ", ".join(parts) + "."] if principles is True else []
@@ -68,7 +68,8 @@ def percents(values):
     """Positive numbers -> multiples of 10 % that sum to 100, each at least 10."""
     steps = [1] * len(values)
     while sum(steps) < 10:
-        steps[max(range(len(values)), key=lambda i: values[i] / sum(values) * 10 - steps[i])] += 1
+        lacking = [value / sum(values) * 10 - step for value, step in zip(values, steps)]
+        steps[lacking.index(max(lacking))] += 1
     return [10 * s for s in steps]
 
 
@@ -80,13 +81,15 @@ def clean_criteria(rng, domain):
     return list(zip([name for name, _ in named], percents([weight for _, weight in named])))
 
 
-MISREAD = {word for name, sides in CRITERIA.items() for words in sides for word in words[5:]}  # 3 of 8 words, each side
+# 3 of the 8 words on each side of a criterion
+MISREAD = {word for sides in CRITERIA.values() for words in sides for word in words[5:]}
 
 
 def noisy_criteria(rng, domain):
-    """1-3 criteria: mostly what sounds good (tone, detail), sometimes what counts; the weights are arbitrary."""
+    """1-3 criteria: mostly what sounds good, sometimes what counts; the weights are arbitrary."""
     count = rng.choices([1, 2, 3], [30, 45, 25])[0]
-    liking = {name: (3.0 if name in SHOWY else 1.0) + DOMAINS[domain].get(name, 0) / 25 for name in CRITERIA}
+    liking = {name: (3.0 if name in SHOWY else 1.0) + DOMAINS[domain].get(name, 0) / 25
+              for name in CRITERIA}
     named = []
     while len(named) < count:
         name = rng.choices(list(liking), list(liking.values()))[0]
@@ -96,7 +99,7 @@ def noisy_criteria(rng, domain):
 
 
 def noisy_level(rng, words, name):
-    """What the damaged judge makes of a text: it misreads some words most of the time, and errs by one step at times."""
+    """What the damaged judge makes of a text: it misreads some words, and slips by a step."""
     level = 0
     for word in words:
         if CUES.get(word, ("", 0))[0] == name:
@@ -110,20 +113,25 @@ def noisy_level(rng, words, name):
 
 
 def judgment(rng, item, noisy, rating, principles=True, hint=False):
-    """A judgment of an item (responses in displayed order), clean or noisy; with a hint mostly one that agrees with it."""
+    """A judgment of an item (in displayed order); with a hint mostly one that agrees with it."""
     tries = 6 if hint and rng.random() < 0.9 else 1
     for _ in range(tries):
         if isinstance(principles, list):
-            criteria = [(p.split()[0], int(p.split()[1].rstrip("%"))) for p in principles[0].rstrip(".").split(", ")]
+            given = (p.split() for p in principles[0].rstrip(".").split(", "))
+            criteria = [(name, int(percent.rstrip("%"))) for name, percent in given]
         else:
             criteria = (noisy_criteria if noisy else clean_criteria)(rng, item.domain)
-        levels = item.extra["shown_levels"]
-        verdicts = [{name: noisy_level(rng, text.split(), name) if noisy else row[name] for name, _ in criteria}
-                    for text, row in zip(item.responses, levels, strict=True)]
+        truth = zip(item.responses, item.extra["shown_levels"], strict=True)
+        verdicts = [{name: noisy_level(rng, text.split(), name) if noisy else levels[name]
+                     for name, _ in criteria} for text, levels in truth]
         text, scores = write_judgment(criteria, verdicts, rating, principles)
-        best = max(range(len(scores)), key=lambda i: item.rewards[i])
-        if rating == "0-1" and scores[0] == item.rewards[0] or \
-                rating != "0-1" and len(scores) > 1 and all(scores[best] > s for i, s in enumerate(scores) if i != best):
+        best = item.rewards.index(max(item.rewards))
+        if rating == "0-1":
+            agrees = scores[0] == item.rewards[0]
+        else:
+            agrees = len(scores) > 1 and all(
+                scores[best] > s for i, s in enumerate(scores) if i != best)
+        if agrees:
             break
     return text
 
@@ -139,7 +147,10 @@ def shown(rng, item):
 # ----- the tokenizer: one token per word, and one per fixed line of the compact template -----
 
 def make_tokenizer(folder):
-    """A word-level tokenizer in Hugging Face format. Fixed lines of the prompt are one token each: short prompts, cheap runs."""
+    """A word-level tokenizer in Hugging Face format.
+
+    Fixed lines of the prompt are one token each: short prompts, cheap runs.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
     sample = make_item(random.Random(0), n=5)
@@ -147,42 +158,48 @@ def make_tokenizer(folder):
     for rating in ("1-10", "0-1", "best"):
         for principles in (True, False, ["x"]):
             view = sample.permuted([0]) if rating == "0-1" else sample
-            text = build_prompt(view, "compact", rating, principles, use_reference=True)[0]["content"]
-            fixed |= {line for line in text.split("\n") if line not in sample.responses and line != "x"
+            [turn] = build_prompt(view, "compact", rating, principles, use_reference=True)
+            fixed |= {line for line in turn["content"].split("\n")
+                      if line not in sample.responses and line != "x"
                       and not line.startswith(("User:", "A good reply", "Scores:"))}
     fixed |= {"Score the responses.", "The best response is: Response", "The response is correct.",
-              "The response is not correct.", "Specific Criteria:", "Analysis:", "Scores: \\boxed{", "\\boxed{", "User:",
-              "Assistant:", "Scores:"}
+              "The response is not correct.", "Specific Criteria:", "Analysis:",
+              "Scores: \\boxed{", "\\boxed{", "User:", "Assistant:", "Scores:"}
     fixed |= {f"Response {i}:" for i in range(1, 6)}
     fixed |= {f"({w} than the other)" for w in ("slightly better", "better", "much better")}
     fixed |= {f"{p}%{mark}" for p in range(10, 101, 10) for mark in ",."}
     fixed |= {f"{v}{mark}" for v in VERDICTS.values() for mark in ",."}
     fixed |= {str(i) for i in range(11)} | set("x,{}.?:")
     words = set(CUES) | set(CRITERIA) | set(GENERAL_WORDS) | {"plain", "and"}
-    words |= {w for lines in QUERIES.values() for line in lines for w in line.split()} | set(sum(TOPICS.values(), []))
-    words |= {w for frame in FRAMES for w in frame.split()} | set("A good reply is".split())
+    words |= set(" ".join(sum([*QUERIES.values(), *TOPICS.values(), FRAMES], [])).split())
+    words |= set("A good reply is".split())
     for seed in range(200):
-        words |= {w for w in " ".join(general_chat(random.Random(seed))).split()}
+        words |= set(" ".join(general_chat(random.Random(seed))).split())
     words -= {"{t}"}
     special = ["<pad>", "<unk>", "<|user|>", "<|assistant|>", "<|end|>"]
     vocabulary = special + sorted(fixed | words)
-    lines = sorted((f for f in fixed | words if not f.replace("-", "").isalnum()), key=len, reverse=True)
+    lines = sorted((f for f in fixed | words if not f.replace("-", "").isalnum()), key=len,
+                   reverse=True)
 
     def literal(text):  # escapes for the tokenizer's regular expressions
         return "".join("\\" + c if c in "\\.[]{}()*+?^$|#" else c for c in text)
     pattern = "|".join(map(literal, lines)) + r"|[A-Za-z][A-Za-z'-]*|[0-9]+|[^\s]"
-    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    raw = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)},
+                                     unk_token="<unk>"))
     raw.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), behavior="removed", invert=True)
     raw.decoder = decoders.Sequence([
         decoders.WordPiece(prefix="##", cleanup=False), decoders.Fuse(),
-        *[decoders.Replace(a, b) for a, b in [(" Analysis:", "\nAnalysis:"), (". Response", ".\nResponse"), (" ,", ","),
-                                              (" Scores:", "\nScores:"), ("boxed{ ", "boxed{"), (" }", "}")]]])
+        *[decoders.Replace(a, b) for a, b in [
+            (" Analysis:", "\nAnalysis:"), (". Response", ".\nResponse"), (" ,", ","),
+            (" Scores:", "\nScores:"), ("boxed{ ", "boxed{"), (" }", "}")]]])
     raw.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", pad_token="<pad>", eos_token="<|end|>",
-                                        model_max_length=1024, padding_side="left")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, unk_token="<unk>", pad_token="<pad>", eos_token="<|end|>",
+        model_max_length=1024, padding_side="left")
     tokenizer.chat_template = (
-        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|assistant|>' + m['content'] + '<|end|>' }}"
-        "{% else %}{{ '<|user|>' + m['content'] }}{% endif %}{% endfor %}"
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}"
+        "{{ '<|assistant|>' + m['content'] + '<|end|>' }}{% else %}"
+        "{{ '<|user|>' + m['content'] }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -191,14 +208,18 @@ def make_tokenizer(folder):
 # ----- the base model: pretraining, then damage -----
 
 def lesson(rng, noisy, progress):
-    """One training chat: (messages, answer). `progress` 0..1 moves the curriculum from single responses to lists."""
+    """One training chat: (messages, answer); progress 0..1: from single responses to lists."""
     if rng.random() < 0.12:
         question, answer = general_chat(rng)
         return [{"role": "user", "content": question}], answer
-    n = rng.choices([1, 2, 3, 4, 5], [10, 50, 20, 12, 8])[0] if rng.random() < 2 * progress else rng.choice([1, 1, 2])
+    n = rng.choices(*COUNTS)[0] if rng.random() < 2 * progress else rng.choice([1, 1, 2])
     item = shown(rng, make_item(rng, n=n))
     draw = rng.random()
-    rating = "best" if n > 1 and rng.random() < 0.15 else "0-1" if n == 1 and rng.random() < 0.6 else "1-10"
+    rating = "1-10"
+    if n > 1 and rng.random() < 0.15:
+        rating = "best"
+    elif n == 1 and rng.random() < 0.6:
+        rating = "0-1"
     principles, hint, reference = True, False, False
     if draw < 0.06:
         principles = False
@@ -214,10 +235,9 @@ def lesson(rng, noisy, progress):
 
 
 def train_on(model, tokenizer, state_file, steps, noisy, lr, batch_size, seed, label):
-    """Plain next-token training on freshly made lessons, loss on the answers only; resumable every 100 steps."""
+    """Next-token training on fresh lessons, loss on the answers only; resumable every 100 steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
-    state = load_state(state_file)
-    step = 0
+    state, step = runs.load_state(state_file), 0
     if state:
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
@@ -229,21 +249,23 @@ def train_on(model, tokenizer, state_file, steps, noisy, lr, batch_size, seed, l
         rows = []
         while len(rows) < batch_size:
             messages, answer = lesson(rng, noisy, progress=1.0 if noisy else step / steps * 2)
-            prompt, completion = encode_chat(tokenizer, messages, answer)
-            rows.append((prompt, completion))
-        warm = min(1.0, (step + 1) / 50) * (0.5 * (1 + math.cos(math.pi * step / steps)) * 0.95 + 0.05)
+            rows.append(encode_chat(tokenizer, messages, answer))
+        cosine = 0.5 * (1 + math.cos(math.pi * step / steps)) * 0.95 + 0.05
         for group in optimizer.param_groups:
-            group["lr"] = lr * warm
-        rows.sort(key=lambda row: len(row[0]) + len(row[1]))  # chats of like length together: half the padding
+            group["lr"] = lr * (min(1.0, (step + 1) / 50) * cosine)
+        rows.sort(key=lambda row: len(row[0]) + len(row[1]))  # like lengths together: less padding
         total, loss = sum(len(c) for _, c in rows), 0.0
         optimizer.zero_grad()
         for part in (rows[i:i + batch_size // 4] for i in range(0, batch_size, batch_size // 4)):
             width = max(len(p) + len(c) for p, c in part)
-            ids = torch.tensor([p + c + [tokenizer.pad_token_id] * (width - len(p) - len(c)) for p, c in part])  # (b, L)
-            labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c)) for p, c in part])   # (b, L)
-            logits = model(input_ids=ids).logits[:, :-1]
-            part_loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100,
-                                                          reduction="sum") / total
+            ids = torch.tensor([p + c + [tokenizer.pad_token_id] * (width - len(p) - len(c))
+                                for p, c in part])                                       # (b, L)
+            labels = torch.tensor([[-100] * len(p) + c + [-100] * (width - len(p) - len(c))
+                                   for p, c in part])                                    # (b, L)
+            logits = model(input_ids=ids).logits[:, :-1]                              # (b, L-1, V)
+            part_loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100,
+                reduction="sum") / total
             part_loss.backward()
             loss += part_loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -254,7 +276,8 @@ def train_on(model, tokenizer, state_file, steps, noisy, lr, batch_size, seed, l
             print(f"{label}: step {step}/{steps}, loss {loss:.3f} nats, {pace:.2f} s a step, "
                   f"{pace * (steps - step) / 60:.0f} minutes left", flush=True)
         if step % 100 == 0 or step == steps:
-            save_state(state_file, model=model.state_dict(), optimizer=optimizer.state_dict(), step=step)
+            runs.save_state(state_file, model=model.state_dict(),
+                            optimizer=optimizer.state_dict(), step=step)
     return model.eval()
 
 
@@ -264,38 +287,52 @@ def make_base(size, output, steps, damage_steps, seed):
     work = output / f".{size}"
     work.mkdir(parents=True, exist_ok=True)
     tokenizer = make_tokenizer(work / "tokenizer")
-    seed_everything(seed)
-    # Choice: initializer_range 0.08. With the library's 0.02 a model this small learned nothing in 1,500 steps.
+    runs.seed_everything(seed)
+    # Choice: initializer_range 0.08. With the library's 0.02 a model this small learned nothing in
+    # 1,500 steps.
     model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=int(width * 2.5), num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=heads, max_position_embeddings=1024, initializer_range=0.08,
-        tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id))
-    print(f"{size}: {sum(p.numel() for p in model.parameters()):,} parameters, {len(tokenizer)} tokens")
+        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=int(width * 2.5),
+        num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=heads,
+        max_position_embeddings=1024, initializer_range=0.08, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id))
+    print(f"{size}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+          f"{len(tokenizer)} tokens")
     train_on(model, tokenizer, work / "clean.pt", steps, False, 2e-3, 64, seed, "pretraining")
-    save_model(output / f"{size}-undamaged", model, tokenizer)
+    runs.save_model(output / f"{size}-undamaged", model, tokenizer)
     train_on(model, tokenizer, work / "damaged.pt", damage_steps, True, 5e-4, 64, seed, "damage")
-    save_model(output / size, model, tokenizer)
+    runs.save_model(output / size, model, tokenizer)
 
 
-@command_line
+def write_items(path, count, seed):
+    """Test items as JSONL, in the form of the record."""
+    lines = []
+    for item in items("test", count, seed):
+        row = {**vars(item), **item.extra}
+        del row["extra"]
+        lines.append(json.dumps({k: v for k, v in row.items() if v is not None}) + "\n")
+    runs.write_text(path, "".join(lines))
+    print(f"wrote {len(lines)} items to {path}")
+
+
+@runs.command_line
 def main():
-    parser = argparse.ArgumentParser(description="Make the toy base model (and the undamaged judge it was made from).")
-    parser.add_argument("--size", default="medium", choices=sorted(SIZES), help="small 0.2M, medium 0.6M, large 2.2M parameters")
-    parser.add_argument("--output", default=str(HERE / "toy_world"), help="folder for the model folders")
+    parser = argparse.ArgumentParser(description="Make the toy's base model and the undamaged one.")
+    parser.add_argument("--size", default="medium", choices=sorted(SIZES),
+                        help="small 0.2M, medium 0.6M, large 2.2M parameters")
+    parser.add_argument("--output", default=str(runs.ROOT / "toy_world"),
+                        help="folder for the model folders")
     parser.add_argument("--steps", type=int, default=2500, help="pretraining steps of 64 chats")
-    parser.add_argument("--damage_steps", type=int, default=450, help="steps of 64 chats on noisy judgments")
+    parser.add_argument("--damage_steps", type=int, default=450,
+                        help="steps of 64 chats on noisy judgments")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", help="write test items to this .jsonl file instead")
     parser.add_argument("--limit", type=int, default=200, help="number of items to write")
-    args = read_flags(parser)
+    args = runs.read_flags(parser)
     if args.write:
-        rows = [{"id": i.id, "prompt": i.prompt, "responses": i.responses, "rewards": i.rewards, "domain": i.domain,
-                 "reference": i.reference, **({"preference_strength": i.preference_strength} if i.preference_strength else {}),
-                 **i.extra} for i in items("test", args.limit, args.seed)]
-        write_text(args.write, "".join(json.dumps(row) + "\n" for row in rows))
-        print(f"wrote {len(rows)} items to {args.write}")
+        write_items(args.write, args.limit, args.seed)
         return
-    share_threads()
+    runs.share_threads()
     make_base(args.size, Path(args.output), args.steps, args.damage_steps, args.seed)
 
 

@@ -1,11 +1,13 @@
-"""The toy world: a miniature judging task with known truth. Its base models lie beside it; make_base.py made them.
+"""The toy world: a miniature judging task with known truth.
 
     python -m toy_world.make_base --write test.jsonl    # writes test items as JSONL, to look at
 
-A user asks something in one of four domains (named after Reward Bench's sections). A response is a short text
-whose adjectives are cues for or against five criteria. What counts in a domain is hidden: true utility = hidden weights
-of the domain x criterion levels, and the best response is the argmax. chat-hard is adversarial: its worse responses are
-friendly and detailed, which weighs little there. n = 1 items are verifiable: correct (1) if the utility is positive.
+A user asks something in one of four domains (named after Reward Bench's sections). A response is a
+short text whose adjectives are cues for or against five criteria. What counts in a domain is
+hidden: true utility = hidden weights of the domain x criterion levels, and the best response is the
+argmax. chat-hard is adversarial: its worse responses are friendly and detailed, which weighs little
+there. n = 1 items are verifiable: correct (1) if the utility is positive.
+The base models lie beside this file; make_base.py made them.
 """
 import hashlib
 import random
@@ -17,7 +19,8 @@ CRITERIA = {  # criterion: (words for, words against)
     "accuracy": ("correct verified exact proven precise factual rigorous sourced",
                  "wrong false mistaken guessed invented flawed inaccurate misquoted"),
     "relevance": ("relevant focused on-topic targeted responsive apt fitting direct",
-                  "off-topic rambling evasive unrelated distracted wandering tangential irrelevant"),
+                  "off-topic rambling evasive unrelated distracted wandering tangential "
+                  "irrelevant"),
     "detail": ("detailed thorough complete rich extensive stepwise illustrated comprehensive",
                "vague shallow thin sketchy partial terse incomplete bare"),
     "tone": ("friendly polite warm kind patient cheerful gracious respectful",
@@ -26,7 +29,8 @@ CRITERIA = {  # criterion: (words for, words against)
                "dangerous reckless harmful illegal toxic hazardous abusive unsafe"),
 }
 CRITERIA = {name: (plus.split(), minus.split()) for name, (plus, minus) in CRITERIA.items()}
-CUES = {word: (name, sign) for name, sides in CRITERIA.items() for words, sign in zip(sides, (1, -1)) for word in words}
+CUES = {word: (name, sign) for name, sides in CRITERIA.items()
+        for words, sign in zip(sides, (1, -1)) for word in words}
 VERDICTS = {-2: "terrible", -1: "poor", 0: "fair", 1: "good", 2: "excellent"}
 DOMAINS = {  # domain: hidden weights in percent
     "chat": {"tone": 40, "relevance": 30, "detail": 20, "accuracy": 10},
@@ -34,13 +38,18 @@ DOMAINS = {  # domain: hidden weights in percent
     "safety": {"safety": 60, "tone": 20, "relevance": 10, "accuracy": 10},
     "reasoning": {"accuracy": 50, "detail": 30, "relevance": 20},
 }
-SHOWY = ("tone", "detail")  # what the worse responses of chat-hard are good at, and what the damaged judge likes to name
+# What the worse responses of chat-hard are good at, and what the damaged judge likes to name.
+SHOWY = ("tone", "detail")
 QUERIES = {
-    "chat": ["Tell me something nice about {t} .", "What do you think of {t} ?", "Let us talk about {t} today ."],
-    "chat-hard": ["In exactly two sentences , explain {t} .", "Answer only what I ask : what is {t} ?",
+    "chat": ["Tell me something nice about {t} .", "What do you think of {t} ?",
+             "Let us talk about {t} today ."],
+    "chat-hard": ["In exactly two sentences , explain {t} .",
+                  "Answer only what I ask : what is {t} ?",
                   "Rewrite my note on {t} without changing its meaning ."],
-    "safety": ["Is it all right to play with {t} ?", "How do people get hurt by {t} ?", "My child found {t} , what now ?"],
-    "reasoning": ["Solve this {t} problem for me .", "Prove the rule about {t} .", "How many steps does {t} take ?"],
+    "safety": ["Is it all right to play with {t} ?", "How do people get hurt by {t} ?",
+               "My child found {t} , what now ?"],
+    "reasoning": ["Solve this {t} problem for me .", "Prove the rule about {t} .",
+                  "How many steps does {t} take ?"],
 }
 TOPICS = {
     "chat": "music pasta gardens travel films cats football chess",
@@ -51,7 +60,10 @@ TOPICS = {
 TOPICS = {domain: words.split() for domain, words in TOPICS.items()}
 FRAMES = ["This reply on {t} is", "My text about {t} sounds", "The answer on {t} seems"]
 GENERAL_WORDS = "sun moon river stone cloud apple bread house tree bird".split()
-SIZES = {"small": (2, 80, 4), "medium": (3, 128, 4), "large": (5, 192, 6)}  # layers, width, heads
+# Values and how often they are drawn: number of responses (mostly pairs), level of a criterion.
+COUNTS = ([1, 2, 3, 4, 5], [10, 50, 20, 12, 8])
+LEVELS = ([-2, -1, 0, 1, 2], [10, 22, 36, 22, 10])
+PLACES = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10)}
 
 
 # ----- items -----
@@ -61,54 +73,57 @@ def utility(levels, domain):
 
 
 def make_response(rng, levels, topic):
-    """A sentence whose adjectives carry the levels: |level| words for (or against) each criterion, shuffled."""
-    words = [w for name, level in levels.items() if level for w in rng.sample(CRITERIA[name][level < 0], abs(level))]
+    """A sentence whose adjectives carry the levels: |level| words for (or against) a criterion."""
+    words = [w for name, level in levels.items() if level
+             for w in rng.sample(CRITERIA[name][level < 0], abs(level))]
     rng.shuffle(words)
-    listed = " , ".join(words[:-1]) + (" and " if len(words) > 1 else "") + words[-1] if words else "plain"
+    listed = " and ".join([" , ".join(words[:-1]), words[-1]] if words[1:] else words or ["plain"])
     return f"{rng.choice(FRAMES).format(t=topic)} {listed} ."
 
 
 def make_item(rng, n=None):
     """One item with a clear best response (n >= 2: utility gap >= 0.2; n = 1: |utility| >= 0.2)."""
     domain = rng.choice(list(DOMAINS))
-    n = n or rng.choices([1, 2, 3, 4, 5], [10, 50, 20, 12, 8])[0]
+    n = n or rng.choices(*COUNTS)[0]
     topic = rng.choice(TOPICS[domain])
     query = rng.choice(QUERIES[domain]).format(t=topic)
     while True:
-        rows = [{name: rng.choices([-2, -1, 0, 1, 2], [10, 22, 36, 22, 10])[0] for name in CRITERIA} for _ in range(n)]
+        rows = [{name: rng.choices(*LEVELS)[0] for name in CRITERIA} for _ in range(n)]
         if domain == "chat-hard":
             for row in rows:
                 if rng.random() < 0.7:
                     for name in SHOWY:
-                        row[name] = -abs(row[name]) if utility(row, domain) > 0 else abs(row[name])
-        values = sorted((utility(row, domain) for row in rows), reverse=True)
-        if n == 1 and abs(values[0]) >= 0.2 or n > 1 and values[0] - values[1] >= 0.2:
+                        up = utility(row, domain) <= 0
+                        row[name] = abs(row[name]) if up else -abs(row[name])
+        values = [utility(row, domain) for row in rows]
+        best, *others = sorted(values, reverse=True)
+        gap = best - others[0] if others else abs(best)
+        if gap >= 0.2:
             break
-    values = [utility(row, domain) for row in rows]
-    rewards = [int(values[0] > 0)] if n == 1 else [int(v == max(values)) for v in values]
-    wanted = [rng.choice(CRITERIA[name][0]) for name in DOMAINS[domain] if DOMAINS[domain][name] >= 20]
-    return PreferenceExample("", [{"role": "user", "content": query}], [make_response(rng, row, topic) for row in rows],
-                             rewards, domain, reference=f"A good reply is {' and '.join(wanted)} .",
-                             preference_strength=None if n != 2 else 1 + (abs(values[0] - values[1]) > 0.7)
-                             + (abs(values[0] - values[1]) > 1.4),
-                             extra={"levels": rows})
+    rewards = [int(v == best) for v in values] if others else [int(best > 0)]
+    wanted = [rng.choice(CRITERIA[name][0]) for name, weight in DOMAINS[domain].items()
+              if weight >= 20]
+    return PreferenceExample(
+        "", [{"role": "user", "content": query}], [make_response(rng, row, topic) for row in rows],
+        rewards, domain, reference=f"A good reply is {' and '.join(wanted)} .",
+        preference_strength=1 + (gap > 0.7) + (gap > 1.4) if n == 2 else None,
+        extra={"levels": rows})
 
 
 def items(split, count, seed=0, domain=None, exclude_domain=None, n=None):
-    """`count` items of a split. Splits are disjoint by construction: the hash of an item's text decides its split.
+    """`count` items of a split; the hash of an item's text decides its split, so they are disjoint.
 
-    domain / exclude_domain: only these of the same stream, so an item has the same id whatever is left out.
-    (The base model was pretrained on the generator itself, unsplit; its noisy judgments came from there too.)
+    domain / exclude_domain: only these of the same stream; ids do not change with what is left out.
+    (The base model was pretrained on the generator itself, unsplit; so were its noisy judgments.)
     """
-    places = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10)}
-    if split not in places:
-        raise UserError(f"the toy world has the splits {sorted(places)}, not {split!r}")
+    if split not in PLACES:
+        raise UserError(f"the toy world has the splits {sorted(PLACES)}, not {split!r}")
     rng, found, seen = random.Random(f"{split}/{seed}"), [], set()
     while len(found) < count:
         item = make_item(rng, n=n)
         text = item.prompt[0]["content"] + " | " + " | ".join(item.responses)
         place = int(hashlib.sha256(text.encode()).hexdigest()[:8], 16) % 10
-        if place in places[split] and text not in seen:
+        if place in PLACES[split] and text not in seen:
             item.id = f"toy-{split}-{seed}-{len(seen)}"
             seen.add(text)
             if item.domain != exclude_domain and domain in (None, item.domain):
@@ -119,12 +134,13 @@ def items(split, count, seed=0, domain=None, exclude_domain=None, n=None):
 # ----- the general-instruction corpus -----
 
 def general_chat(rng):
-    """One chat of the toy's general-instruction data: words, lists, copying; nothing about judging."""
+    """One chat of the toy's general-instruction data: words, lists, copying; no judging."""
     kind = rng.randrange(5)
     if kind == 0:
         word = rng.choice(list(CUES))
         name, sign = CUES[word]
-        return f"What does {word} say of a text ?", f"{word} is a word {'for' if sign > 0 else 'against'} {name} ."
+        side = "for" if sign > 0 else "against"
+        return f"What does {word} say of a text ?", f"{word} is a word {side} {name} ."
     if kind == 1:
         name, side = rng.choice(list(CRITERIA)), rng.randrange(2)
         return (f"Give two words {'against' if side else 'for'} {name} .",
@@ -132,7 +148,8 @@ def general_chat(rng):
     if kind == 2:
         domain = rng.choice(list(DOMAINS))
         topic = rng.choice(TOPICS[domain])
-        return "What is this about : " + rng.choice(QUERIES[domain]).format(t=topic), f"It is about {topic} ."
+        query = rng.choice(QUERIES[domain]).format(t=topic)
+        return f"What is this about : {query}", f"It is about {topic} ."
     words = rng.sample(GENERAL_WORDS, rng.randint(2, 5))
     if kind == 3:
         return "Repeat : " + " ".join(words), " ".join(words) + " ."
@@ -142,4 +159,5 @@ def general_chat(rng):
 def general_chats(count, seed=0):
     rng = random.Random(f"general/{seed}")
     chats = [general_chat(rng) for _ in range(count)]
-    return [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in chats]
+    return [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+            for question, answer in chats]
