@@ -1,23 +1,34 @@
-r"""The meta RM: a scalar model that tells good judgments from bad ones, so that only the good ones vote (paper §4).
+r"""The meta RM: a scalar model that tells good judgments from bad ones (paper §4).
 
-It reads the query, the responses in the order that the judge saw, and the judgment (principles, critique and scores), and
-gives one logit. It is trained with binary cross-entropy; the label of a judgment is the correctness of its scores (Eq. 10).
-Its data are (1) the raw non-hinted trajectories of the RFT stage, the rejected ones included, and (2) N_RFT = 3 judgments
-per item of the GRM that it will guide, so that it knows that judge's own mistakes.
+Why: k judgments of one item are not equally good. Some name principles that do not matter, some
+misread a response. Plain voting counts all of them. The meta RM reads each judgment and says how
+likely it is to be correct, and only the better half votes (infer_scale.py). Telling whether a
+judgment is right is easier than judging: the reasons are on the table.
 
-    python meta_rm.py                                            # toy world, 2 minutes on 2 cores -> runs/toy/meta_rm
-    accelerate launch --num_processes 8 meta_rm.py --model Qwen/Qwen2.5-0.5B --trajectories runs/qwen/rft/trajectories.jsonl \
-        --grm runs/qwen/rl/model --data items.jsonl --template full --lr 1e-5 --batch_size 512 --output runs/qwen/meta_rm
+It reads the query, the responses in the order that the judge saw, and the judgment (principles,
+critique and scores), and gives one logit. It is trained with binary cross-entropy; the label of a
+judgment is the correctness of its scores (Eq. 10). Its data are
+  (1) the non-hinted judgments of the RFT stage, the rejected ones too: they are the negatives;
+  (2) N_RFT = 3 judgments per item of the GRM that it will guide, so that it knows the mistakes of
+      that judge and not only those of a weaker one.
 
-Output: model/ (AutoModelForSequenceClassification with one label; its logit is the meta reward), report.json (balance,
-held-out accuracy, ROC-AUC and calibration, by source and by domain), metrics.jsonl.
-Where we differ from the paper: epochs, class ratio and head are not stated there (`# Choice:`). Read next: infer_scale.py.
+Output:  model/ (AutoModelForSequenceClassification with one label; its logit is the meta reward),
+         report.json (held-out accuracy, ROC-AUC and calibration, by source and by domain),
+         metrics.jsonl.
+
+    accelerate launch meta_rm.py                                # toy world -> runs/toy/meta_rm
+    accelerate launch --num_processes 8 meta_rm.py --model Qwen/Qwen2.5-0.5B \
+        --rft_judgments runs/qwen/rft/judgments.jsonl --grm runs/qwen/rl/model --data items.jsonl \
+        --template full --lr 1e-5 --batch_size 512 --output runs/qwen/meta_rm
+
+Where we differ from the paper:
+  1. Epochs, class ratio and head are not stated there (`# Choice:`).
+  2. The prompt is wrapped in the backbone's own chat template (paper: DeepSeek-V3's).
+Read next: infer_scale.py.
 """
 import argparse
 import hashlib
-import math
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -25,41 +36,46 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
-from grm import TOY_BASE, add_judge_flags, clean, encode_chat, is_correct, judge_options, sample_judgments
-from plumbing import generation
-from plumbing.data import load_examples
+from grm import (
+    TOY_BASE,
+    add_judge_flags,
+    encode_chat,
+    is_correct,
+    judge_options,
+    render_conversation,
+    render_responses,
+    sample_judgments,
+)
+from plumbing.data import DATA_HELP, load_examples
+from plumbing.generation import left_pad, load_model
 from plumbing.runs import (
     UserError,
+    add_run_flags,
     batch_indices,
-    check_update,
     command_line,
     in_chunks,
-    load_state,
-    log_metrics,
-    open_run,
     read_flags,
     read_rows,
-    save_model,
-    save_state,
     seed_everything,
     start_accelerator,
-    trim_metrics,
+    start_run,
     write_json,
 )
+from spct_rft import learning_rate
 
-# ----- §4 and App. G: what the meta RM reads -----
+# ----- §4 and App. G: what the meta RM reads, and its logit -----
 
 def meta_messages(shown, text):
-    """The meta RM's prompt: the request, the conversation and the responses as the judge saw them; the judgment as the answer.
+    """The conversation and responses as the judge saw them; the judgment as the answer.
 
     Deviation: wrapped in the backbone's own chat template (paper: DeepSeek-V3's).
-    shown: the example in displayed order.  text: the judge's whole output (Choice: with its scores, as the paper's cases).
+    Args:    shown: the example in displayed order.
+             text: the judge's whole output. Choice: with its scores, as in the paper's cases.
     """
-    conversation = "\n".join(f"{m['role'].capitalize()}: {clean(m['content'])}" for m in shown.prompt)
-    responses = "\n".join(f"[The Begin of Response {i}]\n{clean(r)}\n[The End of Response {i}]"
-                          for i, r in enumerate(shown.responses, 1))
-    return [{"role": "user", "content": f"Score the responses.\n#### Conversation Context ####\n{conversation}\n"
-             f"#### Responses to be Scored ####\n{responses}"}, {"role": "assistant", "content": text}]
+    user = (f"Score the responses.\n#### Conversation Context ####\n"
+            f"{render_conversation(shown.prompt)}\n#### Responses to be Scored ####\n"
+            f"{render_responses(shown.responses)}")
+    return [{"role": "user", "content": user}, {"role": "assistant", "content": text}]
 
 
 def meta_ids(tokenizer, shown, text):
@@ -68,34 +84,28 @@ def meta_ids(tokenizer, shown, text):
     return encode_chat(tokenizer, [user], assistant["content"])
 
 
-class MetaLogit(torch.nn.Module):
-    """One logit per judgment: the model's scalar head on the last token of the assistant's turn.
+def meta_logits(model, pairs, pad_id):
+    """One logit per judgment, before the sigmoid: (B,) fp32.
 
-    Judgments of the same prompt share its computation; plain transformers gives the same logits row by row (tested).
-    Choice: a linear head on the last token (AutoModelForSequenceClassification), as the released meta RM is loaded.
+    Choice: a linear head on the last token of the judgment, as AutoModelForSequenceClassification
+    has it (the released meta RM is loaded so).
+    pairs: B (prompt ids, judgment ids).
     """
-    def __init__(self, model, pad_id):
-        super().__init__()
-        self.model, self.pad_id = model, pad_id
-
-    def forward(self, pairs):
-        """pairs: B (prompt ids, judgment ids). Returns (B,) logits in fp32."""
-        prompts = sorted({tuple(p) for p, _ in pairs})
-        place = {p: i for i, p in enumerate(prompts)}
-        # one more (unused) token, so that position len(c) holds the state of the judgment's last token
-        states = generation.completion_states(self.model, [list(p) for p in prompts], [c + [self.pad_id] for _, c in pairs],
-                                           [place[tuple(p)] for p, _ in pairs], self.pad_id)           # (B, T + 1, D)
-        # Pitfall: where pad and end token are one, transformers takes the token before the end; so does this.
-        ends = torch.tensor([len(c) - (c[-1] == self.pad_id) for _, c in pairs], device=states.device)
-        return self.model.score(states[torch.arange(len(pairs), device=states.device), ends])[:, 0].float()  # (B,)
+    device = next(model.parameters()).device
+    ids, mask = left_pad([p + c for p, c in pairs], pad_id, device)          # (B, L) each
+    positions = (mask.cumsum(1) - 1).clamp(min=0)                            # (B, L)
+    out = model(input_ids=ids, attention_mask=mask, position_ids=positions)
+    return out.logits[:, 0].float()                                          # (B,)
 
 
 # ----- how well it separates correct from incorrect judgments -----
 
 def roc_auc(scores, labels):
-    """Area under the ROC curve of scores for binary labels, ties counted 1/2; None if one class is missing.
+    """Area under the ROC curve of scores for binary labels; None if one class is missing.
 
-    Equals P(score of a positive > score of a negative) + P(equal) / 2 (paper: App. E.1.2 uses it for single responses).
+    It equals P(score of a positive > score of a negative) + P(equal) / 2, so it asks whether the
+    order is right and not whether the numbers are.
+    Source: paper App. E.1.2 uses it for single responses.
     >>> roc_auc([9, 7, 7, 2], [1, 1, 0, 0])
     0.875
     """
@@ -109,52 +119,45 @@ def roc_auc(scores, labels):
 
 
 def reliability(logits, labels, bins=5):
-    """Calibration table: per bin of predicted probability the number of judgments, mean prediction, share correct."""
+    """Calibration: per bin of predicted probability the count, mean prediction, share correct."""
     probability = 1 / (1 + np.exp(-np.asarray(logits, dtype=float)))
-    labels = np.asarray(labels, dtype=float)
-    table = []
+    labels, table = np.asarray(labels, dtype=float), []
     for b in range(bins):
-        inside = (probability >= b / bins) & ((probability < (b + 1) / bins) | (b == bins - 1))
+        above = probability >= b / bins
+        inside = above & ((probability < (b + 1) / bins) | (b == bins - 1))
         if inside.any():
             table.append({"from": b / bins, "to": (b + 1) / bins, "count": int(inside.sum()),
-                          "predicted": float(probability[inside].mean()), "correct": float(labels[inside].mean())})
+                          "predicted": float(probability[inside].mean()),
+                          "correct": float(labels[inside].mean())})
     return table
 
 
 def separation(rows):
-    """Count, share of correct ones, ROC-AUC and accuracy (at logit 0) of (logit, label, ...) rows."""
+    """Count, share correct, ROC-AUC and accuracy (at logit 0) of (logit, label, ...) rows."""
     logits, labels = [r[0] for r in rows], [r[1] for r in rows]
-    return {"count": len(rows), "positive": sum(labels) / len(rows), "auc": roc_auc(logits, labels),
-            "accuracy": sum((z > 0) == bool(y) for z, y in zip(logits, labels, strict=True)) / len(rows)}
-
-
-# [repeated in: spct_rft.py]
-def learning_rate(step, steps, peak, warmup):
-    """Choice: linear warm-up, then cosine down to a tenth of the peak (the paper states the peak only)."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+    right = sum((z > 0) == bool(y) for z, y in zip(logits, labels, strict=True))
+    return {"count": len(rows), "positive": sum(labels) / len(rows),
+            "auc": roc_auc(logits, labels), "accuracy": right / len(rows)}
 
 
 @torch.no_grad()
-def score_pairs(module, pairs, token_budget=24_000, progress=False):
-    """Logits of all pairs, in order; batches of like length, judgments of one prompt together."""
-    module.eval()
-    order = sorted(range(len(pairs)), key=lambda r: (len(pairs[r][0]), pairs[r][0], len(pairs[r][1])))
+def score_pairs(model, pairs, pad_id, token_budget=24_000):
+    """Logits of all pairs, in order; computed in batches of like length."""
+    model.eval()
+    order = sorted(range(len(pairs)), key=lambda r: sum(map(len, pairs[r])))
     logits, start = [0.0] * len(pairs), 0
-    bar = tqdm(total=len(order), desc="meta RM", unit="judgment", disable=not progress)
     while start < len(order):
-        end, width = start, 0
+        end = start + 1
         while end < len(order):
-            width = max(width, sum(map(len, pairs[order[end]])))
-            if end > start and width * (end - start + 1) > token_budget:
+            width = sum(map(len, pairs[order[end]]))  # the longest of the batch so far
+            if width * (end - start + 1) > token_budget:
                 break
             end += 1
-        for r, z in zip(order[start:end], module([pairs[r] for r in order[start:end]]).tolist(), strict=True):
+        batch = order[start:end]
+        for r, z in zip(batch, meta_logits(model, [pairs[r] for r in batch], pad_id).tolist(),
+                        strict=True):
             logits[r] = z
-        bar.update(end - start)
         start = end
-    bar.close()
     return logits
 
 
@@ -162,182 +165,211 @@ def fingerprint(folder):
     """Names the weights of a meta RM, so that logits of another one are never taken for its own."""
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
-        raise UserError(f"meta RM {folder}: no .safetensors in it; run meta_rm.py and give its model folder as --meta_rm")
-    digests = [hashlib.file_digest(open(f, "rb"), "sha256").hexdigest() for f in files]
+        raise UserError(f"meta RM {folder}: no .safetensors in it; run meta_rm.py and give its "
+                        "model folder as --meta_rm")
+    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 
 
 def add_meta_logits(folder, output, examples, rows, accelerator, chunk_size):
-    """Rows of samples.jsonl with "meta_logits" (None where a judgment did not parse) and "meta_rm", its fingerprint."""
+    """Rows of samples.jsonl with "meta_logits" (None where a judgment did not parse) and
+    "meta_rm", the fingerprint of the model in `folder`."""
     name = fingerprint(folder)
     if all(row.get("meta_rm") == name for row in rows):
         return rows
-    model, tokenizer = generation.load_model(folder, accelerator.device, auto_class=AutoModelForSequenceClassification)
-    module, by_id = MetaLogit(model, tokenizer.pad_token_id), {e.id: e for e in examples}
+    model, tokenizer = load_model(folder, accelerator.device,
+                                  auto_class=AutoModelForSequenceClassification)
+    by_id = {e.id: e for e in examples}
 
     def judge(chunk):
-        pairs, places = [], []
-        for r, row in enumerate(chunk):
-            for j, s in enumerate(row["samples"]):
-                if s["scores"] is not None:
-                    pairs.append(meta_ids(tokenizer, by_id[row["id"]].permuted(s["permutation"]), s["text"]))
-                    places.append((r, j))
-        logits = [[None] * len(row["samples"]) for row in chunk]
-        for (r, j), z in zip(places, score_pairs(module, pairs), strict=True):
-            logits[r][j] = round(z, 5)
-        return [{"id": row["id"], "meta_logits": z} for row, z in zip(chunk, logits, strict=True)]
-    scored = in_chunks(Path(output) / f"meta-{name}.jsonl", rows, judge, accelerator, chunk_size, "meta RM")
-    return [{**row, "meta_logits": s["meta_logits"], "meta_rm": name} for row, s in zip(rows, scored, strict=True)]
+        places = [(row, s) for row in chunk for s in row["samples"] if s["scores"] is not None]
+        pairs = [meta_ids(tokenizer, by_id[row["id"]].permuted(s["permutation"]), s["text"])
+                 for row, s in places]
+        logits = iter(score_pairs(model, pairs, tokenizer.pad_token_id))
+        return [{"id": row["id"], "meta_logits": [
+            None if s["scores"] is None else round(next(logits), 5) for s in row["samples"]]}
+            for row in chunk]
+    scored = in_chunks(Path(output) / f"meta-{name}.jsonl", rows, judge, accelerator, chunk_size,
+                       "meta RM")
+    return [{**row, "meta_logits": s["meta_logits"], "meta_rm": name}
+            for row, s in zip(rows, scored, strict=True)]
+
+
+# ----- the program -----
+
+def read_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default=TOY_BASE,
+                        help="model that gets the scalar head (paper: Gemma-2-27B)")
+    parser.add_argument("--rft_judgments", default="runs/toy/rft/judgments.jsonl",
+                        help="of spct_rft.py; '' to leave them out")
+    parser.add_argument("--grm", default="runs/toy/rl/model",
+                        help="the judge to be guided; '' to leave its judgments out")
+    parser.add_argument("--data", default="toy", help=DATA_HELP)
+    parser.add_argument("--exclude_domain", help="hold one domain out (generalisation run)")
+    parser.add_argument("--limit", type=int, default=1500,
+                        help="items (those of spct_rft.py, or more)")
+    parser.add_argument("--output", default="runs/toy/meta_rm", help="run folder")
+    parser.add_argument("--seed", type=int, default=0, help="data order, sampling, head")
+    parser.add_argument("--n_rft", type=int, default=3,
+                        help="judgments of the GRM per item (paper: 3)")
+    parser.add_argument("--temperature", type=float, default=0.5,
+                        help="of the GRM's judgments (Choice: that of voting)")
+    parser.add_argument("--held_out", type=float, default=0.1,
+                        help="share of the items kept for the report")
+    parser.add_argument("--epochs", type=float, default=1.0,
+                        help="passes over the judgments (paper: not stated)")
+    parser.add_argument("--batch_size", type=int, default=16,
+                        help="judgments per update on all processes (paper: 512)")
+    parser.add_argument("--micro_batch_size", type=int, default=16,
+                        help="judgments per forward pass on one process")
+    parser.add_argument("--lr", type=float, default=7e-4, help="peak learning rate (paper: 1e-5)")
+    add_run_flags(parser, save_every=25)
+    add_judge_flags(parser)
+    args = read_flags(parser)
+    for flag in ("rft_judgments", "grm"):
+        value = getattr(args, flag)
+        if value == parser.get_default(flag) and not Path(value).exists():
+            print(f"no {value}: training without it; run spct_rft.py and spct_rl.py first for the "
+                  "paper's recipe")
+            setattr(args, flag, "")
+    if not args.rft_judgments and not args.grm:
+        raise UserError("nothing to learn from: give --rft_judgments (of spct_rft.py), --grm (a "
+                        "judge), or both")
+    if args.rft_judgments and not Path(args.rft_judgments).exists():
+        raise UserError(f"--rft_judgments {args.rft_judgments} does not exist; run spct_rft.py "
+                        "first")
+    return args
 
 
 @command_line
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=TOY_BASE, help="model that gets the scalar head (paper: Gemma-2-27B)")
-    parser.add_argument("--trajectories", default="runs/toy/rft/trajectories.jsonl", help="of spct_rft.py; '' to leave them out")
-    parser.add_argument("--grm", default="runs/toy/rl/model", help="the judge to be guided; '' to leave its judgments out")
-    parser.add_argument("--data", default="toy", help="the items that spct_rft.py was run on")
-    parser.add_argument("--exclude_domain", help="hold one domain out (generalisation run)")
-    parser.add_argument("--limit", type=int, default=1500, help="items (those of spct_rft.py, or more)")
-    parser.add_argument("--output", default="runs/toy/meta_rm", help="run folder")
-    parser.add_argument("--seed", type=int, default=0, help="data order, sampling, head")
-    parser.add_argument("--n_rft", type=int, default=3, help="judgments of the GRM per item (paper: 3)")
-    parser.add_argument("--temperature", type=float, default=0.5, help="of the GRM's judgments (Choice: that of voting)")
-    parser.add_argument("--held_out", type=float, default=0.1, help="share of the items kept for the report")
-    parser.add_argument("--epochs", type=float, default=1.0, help="passes over the judgments (paper: not stated)")
-    parser.add_argument("--batch_size", type=int, default=16, help="judgments per update on all processes (paper: 512)")
-    parser.add_argument("--micro_batch_size", type=int, default=16, help="judgments per forward pass on one process")
-    parser.add_argument("--lr", type=float, default=7e-4, help="peak learning rate (paper: 1e-5)")
-    parser.add_argument("--save_every", type=int, default=25, help="updates between saves of the training state")
-    parser.add_argument("--log_with", help="tracker of accelerate, e.g. tensorboard or wandb")
-    parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
-    add_judge_flags(parser)
-    args = read_flags(parser)
-    for flag in ("trajectories", "grm"):
-        if getattr(args, flag) == parser.get_default(flag) and not Path(getattr(args, flag)).exists():
-            print(f"no {getattr(args, flag)}: training without it; run spct_rft.py and spct_rl.py first for the paper's recipe")
-            setattr(args, flag, "")
-    if not args.trajectories and not args.grm:
-        raise UserError("nothing to learn from: give --trajectories (of spct_rft.py), --grm (a judge), or both")
-    if args.trajectories and not Path(args.trajectories).exists():
-        raise UserError(f"--trajectories {args.trajectories} does not exist; run spct_rft.py first")
+    args = read_arguments()
+    accelerator = start_accelerator(args)
 
-    # 1. data: judgments and whether they are correct
-    accelerator = start_accelerator(log_with=args.log_with, output=args.output)
-    if args.batch_size % accelerator.num_processes:
-        raise UserError(f"--batch_size {args.batch_size} does not divide by {accelerator.num_processes} processes; change it")
-    examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
-    unlabelled = next((e for e in examples if e.rewards is None), None)
-    if unlabelled:
-        raise UserError(f"item {unlabelled.id} has no 'rewards'; training needs the ground truth of every item")
-    with accelerator.main_process_first():
-        output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-    accelerator.init_trackers("spct")  # those of --log_with
-    by_id = {e.id: e for e in examples}
-    judged = []  # (source, id, permutation, text, scores)
-    for row in read_rows(args.trajectories, fields=("id", "non_hinted")) if args.trajectories else []:
-        if row["id"] not in by_id:
-            raise UserError(f"--trajectories {args.trajectories}: item {row['id']} is not in --data {args.data}; give the same "
-                            "--data, --limit and --exclude_domain as to spct_rft.py")
-        judged += [("rft", row["id"], t["permutation"], t["text"], t["scores"]) for t in row["non_hinted"]]
-    if args.grm:
-        if not (output / "grm_judgments.jsonl").exists():
-            grm, grm_tokenizer = generation.load_model(args.grm, accelerator.device)
-
-            def judge(chunk):
-                found = sample_judgments(grm, grm_tokenizer, chunk, args.n_rft, args.temperature, f"{args.seed}/meta",
-                                         rating="train", skip_long=args.skip_bad, **judge_options(args))
-                return [{"id": e.id, "judgments": [[j.permutation, j.text, j.scores] for j in js]}
-                        for e, js in zip(chunk, found, strict=True)]
-            in_chunks(output / "grm_judgments.jsonl", examples, judge, accelerator, 128, "sampling from the GRM")
-        for row in read_rows(output / "grm_judgments.jsonl"):
-            judged += [("grm", row["id"], *j) for j in row["judgments"]]
-    # Pitfall: single responses are judged 0-1 here, as in training, for Eq. 10 to label them; 1-10 judgments of single
-    # responses (ReaLMistake) are unlike anything that the meta RM learned from.
-    # Choice: the items that RFT found too easy stay in, positives would be scarce without them.
-    parsed = [j for j in judged if j[4] is not None]  # Choice: unparsed judgments never vote, so they are not learned from
-    labels = [float(is_correct(scores, by_id[i].rewards)) for _, i, _, _, scores in parsed]
-    # Pitfall: held out by item, so that no item has judgments on both sides.
-    held = {i for i in by_id if int(hashlib.sha256(f"{args.seed}/{i}".encode()).hexdigest()[:8], 16) / 2**32 < args.held_out}
+    # 1. judgments, and whether they are correct
+    examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad,
+                             exclude_domain=args.exclude_domain, labelled=True)
+    run, by_id = start_run(args, accelerator), {e.id: e for e in examples}
+    judged = read_rft_judgments(args, by_id) + sample_from_grm(args, examples, accelerator, run)
+    # Choice: unparsed judgments never vote, so they are not learned from.
+    # Choice: the items that RFT found too easy stay in; positives would be scarce without them.
+    parsed = [j for j in judged if j["scores"] is not None]
+    labels = [float(is_correct(j["scores"], by_id[j["id"]].rewards)) for j in parsed]
     positive = sum(labels) / max(1, len(labels))
-    accelerator.print(f"{len(judged)} judgments, {len(judged) - len(parsed)} unparsed left out, {100 * positive:.0f}% correct")
+    accelerator.print(f"{len(judged)} judgments, {len(judged) - len(parsed)} unparsed left out, "
+                      f"{100 * positive:.0f}% correct")
     if not 0 < positive < 1:
-        raise UserError("all judgments have the same label, so there is nothing to tell apart; add data or another --grm")
-
-    # 2. model with a scalar head
-    seed_everything(args.seed)
-    model, tokenizer = generation.load_model(args.model, accelerator.device, torch.float32, AutoModelForSequenceClassification,
-                                          num_labels=1)
-    model.config.pad_token_id = tokenizer.pad_token_id
-    pairs = [meta_ids(tokenizer, by_id[i].permuted(order), text) for _, i, order, text, _ in parsed]
-    train = [r for r, j in enumerate(parsed) if j[1] not in held]
+        raise UserError("all judgments have the same label, so there is nothing to tell apart; add "
+                        "data or another --grm")
+    # Pitfall: held out by item; judgments of one item on both sides would flatter the report.
+    held = {i for i in by_id if held_out(i, args.seed) < args.held_out}
+    train = [r for r, j in enumerate(parsed) if j["id"] not in held]
     if not train:
-        raise UserError(f"--held_out {args.held_out} leaves no judgment to train on; lower it or add data")
+        raise UserError(f"--held_out {args.held_out} leaves no judgment to train on; lower it or "
+                        "add data")
+
+    # 2. a model with a scalar head
+    seed_everything(args.seed)
+    model, tokenizer = load_model(args.model, accelerator.device, torch.float32,
+                                  AutoModelForSequenceClassification, num_labels=1)
+    pad_id = model.config.pad_token_id = tokenizer.pad_token_id
+    pairs = [meta_ids(tokenizer, by_id[j["id"]].permuted(j["permutation"]), j["text"])
+             for j in parsed]
     steps = max(1, round(args.epochs * len(train) / args.batch_size))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.01)
-    state, step = load_state(output / "state.pt"), 0
-    if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-    module, optimizer = accelerator.prepare(MetaLogit(model, tokenizer.pad_token_id), optimizer)
-    trim_metrics(output, step, accelerator)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95),
+                                  weight_decay=0.01)
+    plain = model
+    model, optimizer, step = run.prepare(model, optimizer, steps, "meta RM")
 
     # 3. binary cross-entropy
-    bar = tqdm(total=steps, initial=step, desc="meta RM", unit="update", disable=not accelerator.is_local_main_process)
     while step < steps:
         started = time.time()
-        seed_everything(args.seed * 1_000_003 + step)
-        batch = [train[i] for i in batch_indices(step, args.batch_size, len(train), args.seed)]
-        mine = batch[accelerator.process_index::accelerator.num_processes]
-        parts = [mine[i:i + args.micro_batch_size] for i in range(0, len(mine), args.micro_batch_size)]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, args.lr, max(1, steps // 20))
-        total = torch.zeros((), device=accelerator.device)
-        module.train()
-        for number, part in enumerate(parts):
-            with nullcontext() if number + 1 == len(parts) else accelerator.no_sync(module):
-                logits = module([pairs[r] for r in part])                                          # (b,)
-                target = torch.tensor([labels[r] for r in part], device=logits.device)             # (b,) 1.0 = correct (Eq. 10)
-                loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="sum") / args.batch_size
+        seed_everything(run.seed())
+        drawn = batch_indices(step, args.batch_size, len(train), args.seed)
+        batch, total = [train[i] for i in drawn], 0.0
+        model.train()
+        for part, sync in run.parts(model, run.mine(batch), args.micro_batch_size):
+            with sync:
+                logits = meta_logits(model, [pairs[r] for r in part], pad_id)        # (b,)
+                target = torch.tensor([labels[r] for r in part], device=logits.device)  # (b,)
+                loss = torch.nn.functional.binary_cross_entropy_with_logits(
+                    logits, target, reduction="sum") / args.batch_size
+                # Pitfall: parts add up; DDP averages over processes, hence the factor.
                 accelerator.backward(loss * accelerator.num_processes)
             total += loss.detach()
-        norm = accelerator.clip_grad_norm_(module.parameters(), 1.0)
         loss = accelerator.reduce(total).item()
-        check_update(step, loss, float(norm), [[pairs[r], labels[r]] for r in batch], output, accelerator)
-        optimizer.step()
-        optimizer.zero_grad()
-        step += 1
-        bar.update()
-        bar.set_postfix(loss=f"{loss:.3f}")
-        if accelerator.is_main_process:
-            log_metrics(output, accelerator, step=step, loss=loss, grad_norm=float(norm), seconds=time.time() - started)
-            if step % args.save_every == 0 or step == steps:
-                save_state(output / "state.pt", model=model.state_dict(), optimizer=optimizer.state_dict(), step=step)
-    bar.close()
+        lr = learning_rate(step, steps, args.lr)
+        norm = run.update(model, lr, loss, [[pairs[r], labels[r]] for r in batch])
+        step = run.log(shown=("loss",), loss=loss, grad_norm=norm, seconds=time.time() - started)
 
     # 4. save, and report on held-out items
-    accelerator.wait_for_everyone()
+    run.finish(tokenizer)
     if accelerator.is_main_process:
-        save_model(output / "model", model, tokenizer)
-        test = [r for r, j in enumerate(parsed) if j[1] in held]
-        report = {"judgments": len(judged), "unparsed": len(judged) - len(parsed), "positive": positive, "train": len(train)}
+        report = {"judgments": len(judged), "unparsed": len(judged) - len(parsed),
+                  "positive": positive, "train": len(train)}
+        test = [r for r, j in enumerate(parsed) if j["id"] in held]
         if test:
-            logits = score_pairs(MetaLogit(model, tokenizer.pad_token_id), [pairs[r] for r in test])
-            result = [(z, int(labels[r]), parsed[r][0], by_id[parsed[r][1]].domain) for z, r in zip(logits, test, strict=True)]
-            keys = sorted({k for x in result for k in x[2:]} - {"all"})  # "all": also the domain of items without one
-            report["held_out"] = {"all": separation(result)} | {
-                key: separation([x for x in result if key in x[2:]]) for key in keys}
-            report["reliability"] = reliability(logits, [x[1] for x in result])
-            for name, s in report["held_out"].items():
-                auc = "-" if s["auc"] is None else f"{s['auc']:.3f}"
-                print(f"  held out, {name:<10} {s['count']:5d} judgments, {100 * s['positive']:.0f}% correct: "
-                      f"accuracy {s['accuracy']:.3f}, ROC-AUC {auc}")
-            for b in report["reliability"]:
-                print(f"  predicted {b['from']:.1f}-{b['to']:.1f}: {b['count']:5d} judgments, mean {b['predicted']:.2f}, "
-                      f"correct {b['correct']:.2f}")
-        write_json(output / "report.json", report)
-        print(f"wrote {output}/model")
+            logits = score_pairs(plain, [pairs[r] for r in test], pad_id)
+            report |= report_held_out([
+                (z, int(labels[r]), parsed[r]["source"], by_id[parsed[r]["id"]].domain)
+                for z, r in zip(logits, test, strict=True)])
+        write_json(run.folder / "report.json", report)
+
+
+def held_out(item_id, seed):
+    """A number in [0, 1) that depends on item and seed alone."""
+    return int(hashlib.sha256(f"{seed}/{item_id}".encode()).hexdigest()[:8], 16) / 2**32
+
+
+def read_rft_judgments(args, by_id):
+    """The non-hinted judgments of the RFT stage: {"source", "id", "permutation", ...}."""
+    if not args.rft_judgments:
+        return []
+    found = []
+    for row in read_rows(args.rft_judgments, fields=("id", "non_hinted")):
+        if row["id"] not in by_id:
+            raise UserError(f"--rft_judgments {args.rft_judgments}: item {row['id']} is not in "
+                            f"--data {args.data}; give the same --data, --limit and "
+                            "--exclude_domain as to spct_rft.py")
+        found += [{"source": "rft", "id": row["id"], **j} for j in row["non_hinted"]]
+    return found
+
+
+def sample_from_grm(args, examples, accelerator, run):
+    """N_RFT judgments per item of the GRM that will be guided, in the same form."""
+    if not args.grm:
+        return []
+    path = run.folder / "grm_judgments.jsonl"
+
+    def judge(chunk):
+        found = sample_judgments(model, tokenizer, chunk, args.n_rft, args.temperature,
+                                 f"{args.seed}/meta", rating="train", skip_long=args.skip_bad,
+                                 **judge_options(args))
+        return [{"id": e.id, "judgments": [
+            {"permutation": j.permutation, "text": j.text, "scores": j.scores} for j in js]}
+            for e, js in zip(chunk, found, strict=True)]
+    # Pitfall: single responses are judged 0-1 here, as in training, so that Eq. 10 can label them.
+    if not path.exists():
+        model, tokenizer = load_model(args.grm, accelerator.device)
+    rows = in_chunks(path, examples, judge, accelerator, 128, "sampling from the GRM")
+    return [{"source": "grm", "id": row["id"], **j} for row in rows for j in row["judgments"]]
+
+
+def report_held_out(rows):
+    """Separation of (logit, label, source, domain) rows by source and domain, and calibration."""
+    keys = sorted({key for row in rows for key in row[2:]} - {"all"})
+    parts = {"all": rows} | {key: [row for row in rows if key in row[2:]] for key in keys}
+    report = {"held_out": {name: separation(part) for name, part in parts.items()},
+              "reliability": reliability([r[0] for r in rows], [r[1] for r in rows])}
+    for name, s in report["held_out"].items():
+        auc = "-" if s["auc"] is None else f"{s['auc']:.3f}"
+        print(f"  held out, {name:<10} {s['count']:5d} judgments, {100 * s['positive']:.0f}% "
+              f"correct: accuracy {s['accuracy']:.3f}, ROC-AUC {auc}")
+    for b in report["reliability"]:
+        print(f"  predicted {b['from']:.1f}-{b['to']:.1f}: {b['count']:5d} judgments, mean "
+              f"{b['predicted']:.2f}, correct {b['correct']:.2f}")
+    return report
 
 
 if __name__ == "__main__":

@@ -1,31 +1,40 @@
-r"""Rule-based online RL, the second stage of SPCT (paper §3.2 and App. C.1): GRPO with a reward of +1 or -1.
+r"""Rule-based online RL, the second stage of SPCT (paper §3.2 and App. C.1): GRPO on a +1/-1 rule.
 
-Every step: draw Q items; sample a group of G = 4 judgments of each from the current policy; reward each by rule
-(Eq. 11: +1 iff the labelled best response gets strictly the highest score); compare it with its group; one update of
+Why RL after fine-tuning? RFT imitates judgments that were right once, some of them by a shortcut
+(§3.2). RL lets the judge try for itself and tells it one thing only: did the best response win? So
+principles that lead to right scores become more likely, whatever they say.
 
-  J = E 1/G sum_i 1/|o_i| sum_t { min[rho A, clip(rho, 1-eps, 1+eps) A] - beta * KL[pi || pi_ref] }             (Eq. 15)
+Every step: draw Q items; sample a group of G = 4 judgments of each from the current policy; reward
+each by rule (Eq. 11: +1 iff the best response gets strictly the highest score); compare it with
+its group; one update of
 
-There is no format reward: a judgment that does not parse earns -1, and the KL term to the frozen RFT model keeps the format.
+  J = E 1/G sum_i 1/|o_i| sum_t { min[rho A, clip(rho, 1-eps, 1+eps) A] - beta KL[pi || pi_ref] }
+                                                                                         (Eq. 15)
 
-    python spct_rl.py                     # toy world, 3 minutes on 2 cores: runs/toy/rft/model -> runs/toy/rl/model
-    accelerate launch spct_rl.py --beta 0.0                                     # ablation of App. C.1: no KL term
-    accelerate launch --num_processes 8 spct_rl.py --model runs/qwen/rft/model --data items.jsonl --template full \
-        --lr 4e-7 --beta 0.08 --prompts_per_step 128 --steps 900 --output runs/qwen/rl          # the paper's numbers
+Input:   a judge (the RFT model), items with known best response.
+Output:  metrics.jsonl (one line per step; docs/metrics.md explains the names), samples.jsonl (a
+         group of each step, from prompt to reward), model/ (loads in plain transformers). A killed
+         run continues with the same command.
 
-Output: metrics.jsonl (one line per update; README explains the names), samples.jsonl (a few judgments of each step, from
-prompt to reward), model/ (loads in plain transformers). Killed runs continue with the same command.
+    accelerate launch spct_rl.py          # toy world, minutes: runs/toy/rft/model -> runs/toy/rl
+    accelerate launch spct_rl.py --beta 0.0 --output runs/toy/rl-no-kl     # ablation of App. C.1
+    accelerate launch --num_processes 8 spct_rl.py --model runs/qwen/rft/model --data items.jsonl \
+        --template full --max_new_tokens 512 --lr 4e-7 --beta 0.08 --prompts_per_step 128 \
+        --steps 900 --output runs/qwen/rl                              # the paper's numbers
 
-Where we differ from the paper: what it does not state (clip, optimizer, temperature, unit of "batch size 512", which we
-read as rollouts) is marked `# Choice:`; sizes and learning rate are for a small model. Read next: meta_rm.py.
+Where we differ from the paper:
+  1. "Batch size 512" is read as 512 judgments, 128 items times G (the unit is not stated).
+  2. Clip range, optimizer, schedule and temperature are not stated; each is marked `# Choice:`.
+  3. Learning rate and sizes are for a small model; the paper's stand in --help.
+Read next: meta_rm.py.
 """
 import argparse
 import time
 from collections import defaultdict
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from torch.nn.utils.rnn import pad_sequence
 
 from grm import (
     TOY_BASE,
@@ -38,303 +47,366 @@ from grm import (
     rule_reward,
     sample_judgments,
 )
-from plumbing import generation
 from plumbing.data import DATA_HELP, load_examples
+from plumbing.generation import CompletionLogits, fits, load_model
 from plumbing.runs import (
     UserError,
-    append_jsonl,
+    add_run_flags,
     batch_indices,
-    check_update,
     command_line,
     in_chunks,
-    load_state,
-    log_metrics,
-    open_run,
     read_flags,
     read_rows,
-    save_model,
-    save_state,
     seed_everything,
     start_accelerator,
-    trim_metrics,
+    start_run,
 )
 
-# ----- App. C.1: advantages and the loss of Eq. 15 -----
+CLIP_EPS = 0.2  # Choice: GRPO's usual clip range. With one update per step it never binds.
 
-def group_advantages(rule_rewards, G, std=True, ddof=0):
-    """Advantages (Q*G,) of rewards (Q*G,), group after group: A_i = (r_i - mean(r)) / std(r) within each group.
+
+# ----- App. C.1: log pi(o_t), the advantage, and the loss of Eq. 15 -----
+
+def token_logp(logits, ids, temperature):
+    """log pi(o_t | q, o_<t) of N tokens, in nats: (N,).
+
+    Args: logits (N, V) at the places that predict the tokens.  ids (N,).
+    Pitfall: pi is the *tempered* distribution, the one that the sampler drew from. Without the
+    division by the temperature the ratio rho would not be 1 before the first update.
+    """
+    logp = (logits / temperature).log_softmax(-1)                            # (N, V)
+    return logp.gather(-1, ids[:, None])[:, 0]                               # (N,)
+
+
+def token_entropy(logits, temperature):
+    """Entropy (N,) of the same distributions, nats. A measure to watch, not part of the loss."""
+    with torch.no_grad():
+        logp = (logits / temperature).log_softmax(-1)                        # (N, V)
+        return -(logp.exp() * logp).sum(-1)                                  # (N,)
+
+
+# Why a group mean instead of a critic? A critic is a second model that has to learn how hard each
+# item is. Four judgments of the same item say that directly: their mean reward. What is better
+# than its group is made more likely, what is worse less likely. G = 4 is the paper's balance of
+# cost and effect.
+def group_advantages(rewards, std=True, ddof=0):
+    """Advantages (Q, G) of rewards (Q, G): A_i = (r_i - mean(r)) / std(r) within each group.
 
     Source: paper App. C.1, Eq. 15 (GRPO). std=False leaves the division out (Dr. GRPO).
-    Choice: population std (ddof 0). Equal rewards, and a group of one, give exactly 0: then only the KL term acts.
-    Raises: ValueError if the rewards do not fill whole groups.
+    Choice: population std (ddof 0). Equal rewards, and a group of one, give exactly 0: then only
+            the KL term acts.
+
+    >>> group_advantages(torch.tensor([[1., -1., -1., -1.], [1., 1., 1., 1.]])).round(decimals=2)
+    tensor([[ 1.7300, -0.5800, -0.5800, -0.5800],
+            [ 0.0000,  0.0000,  0.0000,  0.0000]])
     """
-    if len(rule_rewards) % G:
-        raise ValueError(f"{len(rule_rewards)} rewards do not fill groups of {G}")
-    r = rule_rewards.view(-1, G)                                             # (Q, G)
-    centred = r - r.mean(1, keepdim=True)                                    # (Q, G)
+    G = rewards.shape[1]
+    centred = rewards - rewards.mean(1, keepdim=True)                        # (Q, G)
     spread = (centred.pow(2).sum(1, keepdim=True) / max(G - ddof, 1)).sqrt()  # (Q, 1)
-    advantages = torch.where(spread > 1e-6, centred / spread.clamp(min=1e-6) if std else centred, 0.0)
-    return advantages.flatten()                                              # (Q*G,)
+    scaled = centred / spread.clamp(min=1e-6) if std else centred            # (Q, G)
+    return torch.where(spread > 1e-6, scaled, 0.0)                           # (Q, G)
 
 
-def grpo_loss(logp, logp_old, logp_ref, advantages, mask, beta, clip_eps, kl="k3", length_norm="sequence",
-              rows=None, tokens=None, constant=None):
-    """-J of Eq. 15 for B completions padded to T tokens, and statistics (sums over the mask, to be added up and divided).
+def grpo_loss(logp, logp_old, logp_ref, advantages, mask, beta, clip_eps, kl="k3",
+              length_norm="sequence", length=None):
+    """The loss of B completions padded to T tokens; its mean over an update is -J of Eq. 15.
 
-    Args:    logp, logp_old, logp_ref: (B, T) nats, of the policy, of the policy that sampled, of the frozen reference; all
-                 of the tempered distribution that was sampled from.  advantages: (B,).  mask: (B, T) bool.
-             kl: "k3" (the paper's, as GRPO's), "k2", or "k1" (its gradient is zero in expectation: for comparison only).
-             length_norm: "sequence" = 1/|o_i|, then the mean over completions (the paper); "token" = mean over all tokens
-                 (DAPO); "constant" = divide by `constant` tokens per completion (Dr. GRPO, with std=False above).
-             rows, tokens: completions and tokens of the whole update where this call holds only a part of it.
-    Returns: (loss, stats). The losses of all parts add up to the loss of the whole update.
+    Args:    logp, logp_old, logp_ref: (B, T) nats, of the policy, of the policy that sampled, and
+                 of the frozen reference; all of the tempered distribution that was sampled from.
+             advantages: (B,).  mask: (B, T) bool, the completion with its end token.
+             kl: "k3", the paper's. "corrected": DeepSeek-V3.2's. "k2", "k1": for comparison.
+             length_norm: "sequence": 1/|o_i| (the paper). "token": `length` is the mean length of
+                 the update's completions, so that every token weighs the same (DAPO). "constant":
+                 `length` is a constant (Dr. GRPO, with std=False above).
+    Returns: (losses (B,), stats). stats: sums over the mask, to be added up over parts.
     """
     lengths = mask.sum(1)                                                    # (B,) tokens
-    rows = rows or len(mask)
-    # ratio rho = pi / pi_old: 1 at the first update after sampling. Choice: log-ratios are bounded at 10 nats, here and in the KL
-    # term (no gradient beyond), so that exp() stays finite; the share is logged.
+    # rho = pi / pi_old: how much more likely is the token now than when it was sampled? It is 1 at
+    # the first update after sampling.
+    # Choice: log-ratios are bounded at 10 nats, here and in the KL term, so that exp() is finite.
     ratio = (logp - logp_old).clamp(-10, 10).exp()                           # (B, T)
     A = advantages[:, None]                                                  # (B, 1)
-    policy = torch.minimum(ratio * A, ratio.clamp(1 - clip_eps, 1 + clip_eps) * A)                   # (B, T)
-    # k3 = pi_ref/pi - log(pi_ref/pi) - 1 >= 0. Pitfall: as a loss its gradient is that of KL(pi_ref || pi).
+    # The clip takes away the reason to move a token further than eps from where it was sampled.
+    clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)                        # (B, T)
+    policy = torch.minimum(ratio * A, clipped * A)                           # (B, T)
+
+    # Why a KL term instead of a format reward? The reference (the RFT model) writes the format; a
+    # policy that stays near it keeps the format, and keeps from collapsing on some domains.
+    # k3 = pi_ref/pi - log(pi_ref/pi) - 1 >= 0. Its mean is KL(pi || pi_ref). Pitfall: its gradient
+    # as a loss is that of KL(pi_ref || pi). Times pi/pi_old, value and gradient are both right.
     d = (logp_ref - logp).clamp(-10, 10)                                     # (B, T) nats
-    penalty = {"k3": d.exp() - d - 1, "k2": d.pow(2) / 2, "k1": -d}[kl]      # (B, T) nats
-    objective = (policy - beta * penalty) * mask                             # (B, T)
+    k3 = d.exp() - d - 1                                                     # (B, T) nats
+    penalty = {"k3": k3, "corrected": ratio * k3, "k2": d.pow(2) / 2, "k1": -d}[kl]  # (B, T)
+
+    objective = ((policy - beta * penalty) * mask).sum(1)                    # (B,)
     if length_norm == "sequence":
-        loss = -(objective.sum(1) / lengths.clamp(min=1)).sum() / rows
-    elif length_norm == "token":
-        loss = -objective.sum() / max(1, lengths.sum() if tokens is None else tokens)
-    elif length_norm == "constant":
-        loss = -objective.sum() / (rows * constant)
-    else:
+        length = lengths.clamp(min=1)                                        # (B,)
+    elif length_norm not in ("token", "constant"):
         raise ValueError(f"length_norm {length_norm!r}: choose sequence, token or constant")
+    losses = -objective / length                                             # (B,)
+
     with torch.no_grad():
-        outside = ((ratio < 1 - clip_eps) & (A < 0)) | ((ratio > 1 + clip_eps) & (A > 0))
-        stats = {"tokens": lengths.sum(), "kl": ((d.exp() - d - 1) * mask).sum(), "clipped": (outside & mask).sum(),
-                 "bounded": ((((logp_ref - logp).abs() > 10) | ((logp - logp_old).abs() > 10)) & mask).sum()}
-    return loss, stats
+        binds = ((ratio < 1 - clip_eps) & (A < 0)) | ((ratio > 1 + clip_eps) & (A > 0))  # (B, T)
+        far = ((logp_ref - logp).abs() > 10) | ((logp - logp_old).abs() > 10)            # (B, T)
+        stats = {"tokens": lengths.sum(), "kl": (k3 * mask).sum(), "clipped": (binds & mask).sum(),
+                 "bounded": (far & mask).sum(),
+                 "ratio_error": ((logp - logp_old).abs() * mask).sum()}
+    return losses, stats
 
 
 def too_easy(judgments, example):
-    """The paper's filter of the RL data: every one of three judgments of a weaker judge is correct (Eq. 10)."""
+    """The paper's filter of the RL data: all three judgments of a weaker judge are correct.
+
+    Why: a group that is always right has advantage 0 everywhere. It costs and teaches nothing.
+    """
     return all(is_correct(j.scores, example.rewards) for j in judgments)
 
 
-@command_line
-def main():
+# ----- the program -----
+
+def read_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default="runs/toy/rft/model", help="policy and reference: the RFT model (paper, Fig. 5)")
-    parser.add_argument("--data", default="toy", help=f"paper: 237K items; {DATA_HELP}")
+    parser.add_argument("--model", default="runs/toy/rft/model",
+                        help="policy to start from, and reference (paper: the RFT model)")
+    parser.add_argument("--data", default="toy", help=DATA_HELP)
     parser.add_argument("--exclude_domain", help="hold one domain out (generalisation run)")
-    parser.add_argument("--limit", type=int, help="only the first items")
+    parser.add_argument("--limit", type=int, help="items to draw from (paper: 237K)")
     parser.add_argument("--output", default="runs/toy/rl", help="run folder")
     parser.add_argument("--seed", type=int, default=0, help="data order and sampling")
-    parser.add_argument("--easy_filter", help="drop items that this judge gets right 3 times of 3 (paper: DeepSeek-V2-Lite-Chat)")
     # rollouts
-    parser.add_argument("--steps", type=int, default=60, help="rollout steps (paper: 900)")
-    parser.add_argument("--prompts_per_step", type=int, default=64, help="Q on all processes (paper: 512 rollouts = 128 x 4)")
-    parser.add_argument("--G", type=int, default=4, help="group size (paper: 4)")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of rollouts and log-probs (paper: not stated)")
+    parser.add_argument("--prompts_per_step", type=int, default=64,
+                        help="items per step on all processes (paper: 512 / G)")
+    parser.add_argument("--G", type=int, default=4, help="judgments per item (paper: 4)")
+    parser.add_argument("--steps", type=int, default=60, help="steps (paper: 900)")
+    parser.add_argument("--temperature", type=float, default=1.0,
+                        help="of the rollouts (paper: not stated)")
     parser.add_argument("--rating", default="train", choices=["train", "1-10", "best"],
-                        help="train: 0-1 for n = 1, else 1-10; best: an LLM-as-a-Judge on items with n >= 2")
+                        help="train: 0-1 for n = 1, else 1-10; best: an LLM-as-a-Judge")
+    parser.add_argument("--easy_filter", metavar="MODEL",
+                        help="drop items that this judge gets right 3 times of 3 (paper: "
+                        "DeepSeek-V2-Lite-Chat)")
     # objective
-    parser.add_argument("--beta", type=float, default=0.02, help="KL coefficient (paper: 0.08 for 27B, 0.002 for 16B)")
-    parser.add_argument("--clip_eps", type=float, default=0.2, help="clip range of the ratio (paper: not stated)")
-    parser.add_argument("--updates_per_rollout", type=int, default=1, help="gradient updates on one batch of rollouts (GRPO: 1)")
-    parser.add_argument("--kl", default="k3", choices=["k1", "k2", "k3"], help="KL estimator inside the loss (paper: k3)")
-    parser.add_argument("--no_std", action="store_true", help="do not divide advantages by the group's std (Dr. GRPO)")
-    parser.add_argument("--ddof", type=int, default=0, choices=[0, 1], help="0: population std; 1: sample std")
-    parser.add_argument("--length_norm", default="sequence", choices=["sequence", "token", "constant"],
-                        help="sequence: paper; token: DAPO; constant: Dr. GRPO (by --max_new_tokens)")
-    parser.add_argument("--format_reward", type=float, default=0.0, help="added to the reward if it parses (paper: none)")
-    parser.add_argument("--mask_truncated", action="store_true", help="no loss on judgments cut off by --max_new_tokens")
+    parser.add_argument("--beta", type=float, default=0.02,
+                        help="KL coefficient (paper: 0.08 for 27B, 0.002 for 16B)")
+    parser.add_argument("--kl", default="k3", choices=["k3", "corrected", "k2", "k1"],
+                        help="KL estimator inside the loss (paper: k3)")
+    parser.add_argument("--no_std", action="store_true",
+                        help="do not divide advantages by the group's std (Dr. GRPO)")
+    parser.add_argument("--length_norm", default="sequence",
+                        choices=["sequence", "token", "constant"],
+                        help="sequence: paper; token: DAPO; constant: Dr. GRPO (--max_new_tokens)")
+    parser.add_argument("--mask_truncated", action="store_true",
+                        help="no loss on judgments cut off by --max_new_tokens")
+    parser.add_argument("--updates_per_rollout", type=int, default=1,
+                        help="updates on one batch of rollouts (GRPO: 1)")
     # optimisation
     parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate (paper: 4e-7)")
-    parser.add_argument("--micro_batch_size", type=int, default=32, help="completions per forward pass on one process")
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="less memory, slower; prompts not shared")
-    parser.add_argument("--save_every", type=int, default=10, help="steps between saves of the training state")
-    parser.add_argument("--log_with", help="tracker of accelerate, e.g. tensorboard or wandb")
-    parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
+    parser.add_argument("--micro_batch_size", type=int, default=32,
+                        help="judgments per forward pass on one process")
+    parser.add_argument("--gradient_checkpointing", action="store_true",
+                        help="less memory, slower; prompts not shared")
+    add_run_flags(parser, save_every=10)
     add_judge_flags(parser)
     args = read_flags(parser)
     if args.temperature <= 0:
         raise UserError("--temperature must be above 0: RL explores by sampling")
-    if args.model == "runs/toy/rft/model" and not Path(args.model).exists():
-        args.model = TOY_BASE
-        print("no runs/toy/rft/model: RL straight from the base model; run spct_rft.py first for the paper's recipe")
-
-    # 1. processes: each owns whole groups
-    accelerator = start_accelerator(log_with=args.log_with, output=args.output)
-    if args.prompts_per_step % accelerator.num_processes:
-        raise UserError(f"--prompts_per_step {args.prompts_per_step} does not divide by {accelerator.num_processes} processes")
     if args.micro_batch_size % args.G:
-        raise UserError(f"--micro_batch_size {args.micro_batch_size} does not divide by --G {args.G}: a group stays together")
+        raise UserError(f"--micro_batch_size {args.micro_batch_size} does not divide by --G "
+                        f"{args.G}: a group stays together")
+    if args.model == parser.get_default("model") and not Path(args.model).exists():
+        args.model = TOY_BASE
+        print("no runs/toy/rft/model: RL straight from the base model; run spct_rft.py first for "
+              "the paper's recipe")
+    return args
 
-    # 2. data
-    examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad, exclude_domain=args.exclude_domain)
-    if args.rating == "best":
-        examples = [e for e in examples if len(e.responses) > 1]
-        if not examples:
-            raise UserError("--rating best needs items with n >= 2 responses, and there is none")
-    unlabelled = next((e for e in examples if e.rewards is None), None)
-    if unlabelled:
-        raise UserError(f"item {unlabelled.id} has no 'rewards'; training needs the ground truth of every item")
-    with accelerator.main_process_first():
-        output = open_run(args.output, args, accelerator.num_processes, accelerator.is_main_process)
-    accelerator.init_trackers("spct")  # those of --log_with
+
+@command_line
+def main():
+    args = read_arguments()
+    accelerator = start_accelerator(args)
+
+    # 1. items with a known best response
+    examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad,
+                             exclude_domain=args.exclude_domain, labelled=True,
+                             at_least=2 if args.rating == "best" else 1)
+    run = start_run(args, accelerator)
     if args.easy_filter:
-        judge, judge_tokenizer = generation.load_model(args.easy_filter, accelerator.device)
+        examples = drop_easy(examples, args, accelerator, run.folder)
 
-        def try_three(chunk):
-            judged = sample_judgments(judge, judge_tokenizer, chunk, 3, args.temperature, args.seed, rating=args.rating,
-                                      skip_long=args.skip_bad, **judge_options(args))
-            return [{"id": e.id, "too_easy": too_easy(j, e)} for e, j in zip(chunk, judged, strict=True)]
-        fate = {r["id"]: r["too_easy"] for r in in_chunks(output / "easy.jsonl", examples, try_three, accelerator, 256, "filter")}
-        examples = [e for e in examples if not fate[e.id]]
-        accelerator.print(f"easy filter: {sum(fate.values())} of {len(fate)} items dropped")
-        if not examples:
-            raise UserError("--easy_filter: every item is too easy; use a weaker judge or harder data")
-
-    # 3. policy, and the frozen reference
-    model, tokenizer = generation.load_model(args.model, accelerator.device, torch.float32)
-    # a group needs G judgments, so an item that does not fit is no item of RL
-    long = dict.fromkeys(e.id for e in examples if not generation.fits(model, encode_chat(tokenizer, build_prompt(
-        e, args.template, rating_of(e, args.rating), not args.no_principles, args.use_reference)), args.max_new_tokens))
-    if long:
-        share = f"{len(long)} of {len(examples)} items"
-        if not args.skip_bad:
-            raise UserError(f"the prompts of {share} (first: {next(iter(long))}) and {args.max_new_tokens} new tokens exceed the "
-                            f"model's {model.config.max_position_embeddings}; shorten or drop them, lower --max_new_tokens, use "
-                            "--template compact, or pass --skip_bad")
-        accelerator.print(f"{share} dropped: their prompts do not fit the model")
-        examples = [e for e in examples if e.id not in long]
-        if not examples:
-            raise UserError("no item is left; lower --max_new_tokens, or use --template compact")
-    # Pitfall: the reference is the RFT model, never refreshed, in the policy's precision, so that KL is 0 at step 1.
-    reference, _ = generation.load_model(args.model, accelerator.device, torch.float32)
-    reference_logp = generation.TokenLogp(reference.requires_grad_(False), tokenizer.pad_token_id)
+    # 2. the policy, and the frozen reference
+    # Pitfall: the reference is the RFT model, never refreshed and in the policy's precision, so
+    # that the KL is 0 at step 1.
+    model, tokenizer = load_model(args.model, accelerator.device, torch.float32)
+    reference, _ = load_model(args.model, accelerator.device, torch.float32)
+    examples = drop_long(examples, args, accelerator, model, tokenizer)
+    reference = CompletionLogits(reference.requires_grad_(False), tokenizer.pad_token_id)
+    policy = CompletionLogits(model, tokenizer.pad_token_id)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
-    # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm 1.0, 5 warm-up steps, linear decay to a tenth all along.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    state, step = load_state(output / "state.pt"), 0
-    if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-    policy_logp, optimizer = accelerator.prepare(generation.TokenLogp(model, tokenizer.pad_token_id), optimizer)
-    trim_metrics(output, step, accelerator)
-    Q = args.prompts_per_step // accelerator.num_processes                  # items per step on this process
-    rows_per_update = args.prompts_per_step * args.G
-    accelerator.print(f"RL from {args.model} on {accelerator.device}: {accelerator.num_processes} processes x {Q} items x "
-                      f"{args.G} judgments = {rows_per_update} rollouts per step, {len(examples)} items, {args.steps} steps")
-    bar = tqdm(total=args.steps, initial=step, desc="RL", unit="step", disable=not accelerator.is_local_main_process)
+    # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm at most 1.0.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95),
+                                  weight_decay=0.0)
+    Q = args.prompts_per_step // accelerator.num_processes  # items per step on this process
+    rollouts = args.prompts_per_step * args.G               # judgments per step, all processes
+    accelerator.print(f"RL from {args.model} on {accelerator.device}: "
+                      f"{accelerator.num_processes} processes x {Q} items x {args.G} judgments = "
+                      f"{rollouts} rollouts per step, {len(examples)} items, {args.steps} steps")
+
+    def logp_and_entropy(logits, ids):  # what is wanted of the logits, a chunk of tokens at a time
+        return token_logp(logits, ids, args.temperature), token_entropy(logits, args.temperature)
+    policy, optimizer, step = run.prepare(policy, optimizer, args.steps, "RL", inner=model)
 
     while step < args.steps:
-        # 4. sample a group of G judgments per item from the current policy
+        # 3. sample a group of G judgments per item from the current policy
         started = time.time()
-        seed_everything(args.seed * 1_000_003 + step)
-        drawn = [examples[i] for i in batch_indices(step, args.prompts_per_step, len(examples), args.seed)]
-        mine = drawn[accelerator.process_index::accelerator.num_processes]
-        with accelerator.autocast():  # the precision of the update, so that the ratio is 1
-            # Choice: one response order per group, so that its members answer the same prompt q of Eq. 15.
-            groups = sample_judgments(model, tokenizer, mine, args.G, args.temperature, f"{args.seed}/step{step}",
-                                      rating=args.rating, orders="shared", **judge_options(args))
+        seed_everything(run.seed())
+        drawn = batch_indices(step, args.prompts_per_step, len(examples), args.seed)
+        mine = run.mine([examples[i] for i in drawn])       # Q items; a process owns whole groups
+        with accelerator.autocast():  # the precision of the update, so that rho is 1
+            # Choice: one response order per group; its members answer the same prompt q.
+            groups = sample_judgments(
+                model, tokenizer, mine, args.G, args.temperature, f"{args.seed}/step{step}",
+                orders="shared", rating=args.rating, **judge_options(args))
         sampled = time.time()
 
-        # 5. reward by rule, compare within the group
-        rule_rewards = torch.tensor([rule_reward(j.scores, e.rewards) for e, g in zip(mine, groups, strict=True) for j in g])
-        parsed = torch.tensor([float(j.scores is not None) for g in groups for j in g])                    # (Q*G,)
-        advantages = group_advantages(rule_rewards + args.format_reward * parsed, args.G, not args.no_std, args.ddof)
+        # 4. reward by rule (Eq. 11), compare within the group
+        rewards = torch.tensor([[rule_reward(j.scores, e.rewards) for j in group]
+                                for e, group in zip(mine, groups, strict=True)])     # (Q, G)
+        advantages = group_advantages(rewards, std=not args.no_std)                  # (Q, G)
 
-        # 6. one update (or a few) on these rollouts, in parts of whole groups of like length
-        order = sorted(range(len(groups)),
-                       key=lambda q: len(groups[q][0].prompt_ids) + max(len(j.completion_ids) for j in groups[q]))
-        per_part = args.micro_batch_size // args.G
-        parts = [order[i:i + per_part] for i in range(0, len(order), per_part)]
-        kept = [j.reason != "truncated" or not args.mask_truncated for g in groups for j in g]
-        tokens = sum(len(j.completion_ids) for (g, j), k in zip(((g, j) for g in groups for j in g), kept, strict=True) if k)
-        tokens = accelerator.reduce(torch.tensor(float(tokens), device=accelerator.device)).item()          # of the whole update
-        references = {}
+        # 5. micro-batches: whole groups of like length, made once for all updates
+        width = [len(g[0].prompt_ids) + max(len(j.completion_ids) for j in g) for g in groups]
+        order = sorted(range(Q), key=width.__getitem__)
+        per_part, parts = args.micro_batch_size // args.G, []
+        for chosen in (order[i:i + per_part] for i in range(0, Q, per_part)):
+            judgments = [j for q in chosen for j in groups[q]]                       # B of them
+            part = {"prompts": [groups[q][0].prompt_ids for q in chosen],
+                    "completions": [j.completion_ids for j in judgments],
+                    # as recorded by the sampler: no second forward pass
+                    "logp_old": pad_sequence([torch.tensor(j.logp) for j in judgments], True),
+                    "advantages": advantages[chosen].flatten(),                      # (B,)
+                    "counted": torch.tensor([j.reason != "truncated" or not args.mask_truncated
+                                             for j in judgments])}                   # (B,)
+            parts.append({name: x.to(accelerator.device) if torch.is_tensor(x) else x
+                          for name, x in part.items()})
+        for part in parts:  # the reference never changes: once per rollout
+            with torch.no_grad(), accelerator.autocast():
+                part["logp_ref"], _, mask = reference(part["prompts"], part["completions"],
+                                                      logp_and_entropy)              # (B, T)
+            part["mask"] = mask & part["counted"][:, None]                           # (B, T)
+        # "token" weighs all tokens of the update alike, on all processes
+        tokens = accelerator.reduce(sum(part["mask"].sum() for part in parts))
+        length = tokens / rollouts if args.length_norm == "token" else args.max_new_tokens
+
+        # 6. one update (or a few): the loss is the mean of -J over all rollouts
         totals = defaultdict(float)
         for _ in range(args.updates_per_rollout):
-            for number, part in enumerate(parts):
-                rows = [(q, g) for q in part for g in range(args.G)]
-                prompts = [groups[q][0].prompt_ids for q in part]
-                completions = [groups[q][g].completion_ids for q, g in rows]
-                if number not in references:  # once per rollout: the reference never changes
-                    with torch.no_grad(), accelerator.autocast():
-                        references[number] = reference_logp(prompts, completions, args.temperature)[0]
-                sync = nullcontext() if number + 1 == len(parts) else accelerator.no_sync(policy_logp)
+            policy.train()
+            total = 0.0
+            for [part], sync in run.parts(policy, parts, 1):
                 with sync:
-                    policy_logp.train()
-                    logp, entropy, mask = policy_logp(prompts, completions, args.temperature)               # (B, T) each
-                    logp_old = torch.zeros_like(mask, dtype=torch.float32)                                  # (B, T)
-                    for r, (q, g) in enumerate(rows):  # as recorded by the sampler: no second forward pass
-                        logp_old[r, :len(groups[q][g].logp)] = torch.tensor(groups[q][g].logp)
-                    mask = mask & torch.tensor([kept[q * args.G + g] for q, g in rows], device=mask.device)[:, None]
-                    A = advantages[[q * args.G + g for q, g in rows]].to(mask.device)                       # (B,)
-                    loss, stats = grpo_loss(logp, logp_old, references[number], A, mask, args.beta, args.clip_eps, args.kl,
-                                            args.length_norm, rows_per_update, tokens, args.max_new_tokens)
-                    # Pitfall: losses of parts add up; DDP averages over processes, hence the factor.
+                    logp, entropy, _ = policy(part["prompts"], part["completions"],
+                                              logp_and_entropy)                      # (B, T)
+                    losses, stats = grpo_loss(
+                        logp, part["logp_old"], part["logp_ref"], part["advantages"],
+                        part["mask"], args.beta, CLIP_EPS, args.kl, args.length_norm, length)
+                    loss = losses.sum() / rollouts
+                    # Pitfall: parts add up; DDP averages over processes, hence the factor.
                     accelerator.backward(loss * accelerator.num_processes)
-                totals["loss"] += loss.detach()
-                totals["entropy"] += (entropy * mask).sum()
-                totals["ratio_error"] += ((logp - logp_old).detach().abs() * mask).sum()
+                total += loss.detach()
+                stats["entropy"] = (entropy * part["mask"]).sum()
                 for name, value in stats.items():
                     totals[name] += value
-            norm = accelerator.clip_grad_norm_(policy_logp.parameters(), 1.0)
-            check_update(step, float(totals["loss"]), float(norm), [
-                {"id": e.id, "prompt_ids": j.prompt_ids, "completion_ids": j.completion_ids, "logp": j.logp, "scores": j.scores}
-                for e, g in zip(mine, groups, strict=True) for j in g], output, accelerator)
-            for group in optimizer.param_groups:
-                group["lr"] = args.lr * min(1.0, (step + 1) / 5) * (1 - 0.9 * step / args.steps)
-            optimizer.step()
-            optimizer.zero_grad()
-        step += 1
+            totals["loss"] += total
+            # Choice: 5 warm-up steps, then linear decay to a tenth.
+            lr = args.lr * min(1.0, (step + 1) / 5) * (1 - 0.9 * step / args.steps)
+            norm = run.update(policy, lr, float(total), [
+                {"id": e.id, "prompt_ids": j.prompt_ids, "completion_ids": j.completion_ids,
+                 "logp": j.logp, "scores": j.scores}
+                for e, group in zip(mine, groups, strict=True) for j in group])
+        totals["loss"] /= args.updates_per_rollout
 
-        # 7. log: sums over all processes and parts, then means
-        sums = {"loss": totals["loss"] / args.updates_per_rollout, "tokens": totals["tokens"], "kl": totals["kl"],
-                "clipped": totals["clipped"], "bounded": totals["bounded"], "entropy": totals["entropy"],
-                "ratio_error": totals["ratio_error"], "reward": rule_rewards.sum(), "parsed": parsed.sum(),
-                "dead": (advantages.view(-1, args.G) == 0).all(1).sum(),
-                "length": sum(len(j.completion_ids) for g in groups for j in g),
-                "truncated": sum(j.reason == "truncated" for g in groups for j in g)}
-        names = sorted(sums)  # Pitfall: the same order on every process
-        packed = torch.tensor([float(sums[n]) for n in names], dtype=torch.float64, device=accelerator.device)
+        # 7. log: sums over all parts and processes, then means
+        judgments = [j for group in groups for j in group]
+        totals |= {"reward": rewards.sum(), "dead": (advantages == 0).all(1).sum(),
+                   "parsed": sum(j.scores is not None for j in judgments),
+                   "length": sum(len(j.completion_ids) for j in judgments),
+                   "truncated": sum(j.reason == "truncated" for j in judgments)}
+        names = sorted(totals)  # Pitfall: the same order on every process
+        packed = torch.tensor([float(totals[n]) for n in names], dtype=torch.float64,
+                              device=accelerator.device)
         total = dict(zip(names, accelerator.reduce(packed).tolist(), strict=True))
         per_token = max(1.0, total["tokens"])
-        metrics = {
-            "step": step, "reward/mean": total["reward"] / rows_per_update,
-            "reward/parse_rate": total["parsed"] / rows_per_update,
-            "reward/frac_zero_std": total["dead"] / args.prompts_per_step, "policy/loss": total["loss"],
-            "policy/kl": total["kl"] / per_token, "policy/clip_frac": total["clipped"] / per_token,
-            "policy/bounded_frac": total["bounded"] / per_token, "policy/entropy": total["entropy"] / per_token,
-            "policy/ratio_error": total["ratio_error"] / per_token, "len/mean": total["length"] / rows_per_update,
-            "len/truncated_frac": total["truncated"] / rows_per_update, "opt/grad_norm": float(norm),
-            "opt/lr": optimizer.param_groups[0]["lr"],
-            "time/sample_s": sampled - started, "time/update_s": time.time() - sampled}
-        bar.update()
-        bar.set_postfix(reward=f"{metrics['reward/mean']:.2f}", kl=f"{metrics['policy/kl']:.3f}",
-                        length=f"{metrics['len/mean']:.0f}")
-        if accelerator.is_main_process:
-            log_metrics(output, accelerator, **metrics)
-            append_jsonl(output / "samples.jsonl", [
-                {"step": step, "id": mine[0].id, "prompt": tokenizer.decode(groups[0][g].prompt_ids), "text": groups[0][g].text,
-                 "scores": groups[0][g].scores, "reason": groups[0][g].reason, "rewards": mine[0].rewards,
-                 "rule_reward": float(rule_rewards[g]), "advantage": float(advantages[g])} for g in range(args.G)])
-            if step % args.save_every == 0 or step == args.steps:
-                save_state(output / "state.pt", model=model.state_dict(), optimizer=optimizer.state_dict(), step=step)
-    bar.close()
+        step = run.log(
+            shown=("reward/mean", "policy/kl", "len/mean"), samples=shown_group(
+                tokenizer, mine[0], groups[0], rewards[0], advantages[0]),
+            **{"reward/mean": total["reward"] / rollouts,
+               "reward/parse_rate": total["parsed"] / rollouts,
+               "reward/frac_zero_std": total["dead"] / args.prompts_per_step,
+               "policy/loss": total["loss"], "policy/kl": total["kl"] / per_token,
+               "policy/clip_frac": total["clipped"] / per_token,
+               "policy/bounded_frac": total["bounded"] / per_token,
+               "policy/entropy": total["entropy"] / per_token,
+               "policy/ratio_error": total["ratio_error"] / per_token,
+               "len/mean": total["length"] / rollouts,
+               "len/truncated_frac": total["truncated"] / rollouts,
+               "opt/grad_norm": norm, "opt/lr": lr, "time/sample_s": sampled - started,
+               "time/update_s": time.time() - sampled})
 
     # 8. save
-    accelerator.wait_for_everyone()
+    run.finish(tokenizer)
     if accelerator.is_main_process:
-        save_model(output / "model", model, tokenizer)
-        rewards = [r["reward/mean"] for r in read_rows(output / "metrics.jsonl")]
+        rewards = [row["reward/mean"] for row in read_rows(run.folder / "metrics.jsonl")]
         tenth = max(1, len(rewards) // 10)
-        print(f"wrote {output}/model; mean reward {sum(rewards[:tenth]) / tenth:.2f} over the first {tenth} steps, "
+        print(f"mean reward {sum(rewards[:tenth]) / tenth:.2f} over the first {tenth} steps, "
               f"{sum(rewards[-tenth:]) / tenth:.2f} over the last {tenth}")
+
+
+def drop_easy(examples, args, accelerator, folder):
+    """§3.2: the items that --easy_filter does not get right three times of three."""
+    judge, tokenizer = load_model(args.easy_filter, accelerator.device)
+
+    def judge_three_times(chunk):
+        judged = sample_judgments(judge, tokenizer, chunk, 3, args.temperature, args.seed,
+                                  rating=args.rating, skip_long=args.skip_bad,
+                                  **judge_options(args))
+        return [{"id": e.id, "too_easy": too_easy(j, e)}
+                for e, j in zip(chunk, judged, strict=True)]
+    rows = in_chunks(folder / "easy.jsonl", examples, judge_three_times, accelerator, 256, "filter")
+    easy = {row["id"] for row in rows if row["too_easy"]}
+    accelerator.print(f"easy filter: {len(easy)} of {len(rows)} items dropped")
+    if len(easy) == len(rows):
+        raise UserError("--easy_filter: every item is too easy; use a weaker judge or harder data")
+    return [e for e in examples if e.id not in easy]
+
+
+def drop_long(examples, args, accelerator, model, tokenizer):
+    """A group needs G judgments, so an item whose prompt does not fit the model is no item of RL.
+
+    Raises UserError unless --skip_bad, before anything is sampled.
+    """
+    def long(e):
+        prompt = build_prompt(e, args.template, rating_of(e, args.rating),
+                              not args.no_principles, args.use_reference)
+        return not fits(model, encode_chat(tokenizer, prompt), args.max_new_tokens)
+    dropped = {e.id for e in examples if long(e)}
+    if dropped and (not args.skip_bad or len(dropped) == len(examples)):
+        raise UserError(f"the prompts of {len(dropped)} of {len(examples)} items (one: "
+                        f"{min(dropped)}) and {args.max_new_tokens} new tokens exceed the model's "
+                        f"{model.config.max_position_embeddings}; shorten or drop them, lower "
+                        "--max_new_tokens, use --template compact, or pass --skip_bad")
+    if dropped:
+        accelerator.print(f"{len(dropped)} of {len(examples)} items dropped: their prompts do not "
+                          "fit the model")
+    return [e for e in examples if e.id not in dropped]
+
+
+def shown_group(tokenizer, example, group, rewards, advantages):
+    """Rows of samples.jsonl: one group, from prompt to reward."""
+    return [{"id": example.id, "prompt": tokenizer.decode(j.prompt_ids), "text": j.text,
+             "scores": j.scores, "reason": j.reason, "rewards": example.rewards,
+             "rule_reward": float(r), "advantage": float(a)}
+            for j, r, a in zip(group, rewards, advantages, strict=True)]
 
 
 if __name__ == "__main__":

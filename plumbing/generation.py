@@ -1,15 +1,18 @@
-r"""Plumbing: how models are loaded and many judgments are generated fast. Imports nothing of ours but runs.py and attention.py.
+"""How models are loaded and many judgments are generated fast; nothing of the paper is in here.
 
 Parallel sampling is what the paper scales, and judgments share most of their input, so:
-  - every distinct prefix is computed once: first the preamble that all prompts share, then each distinct prompt;
-  - its keys and values are also held once and read once per token, for all samples together (attention.py);
-  - finished rows leave the batch; prompts are sorted by length; the vocabulary projection runs on the last token only;
-  - each row draws its own random numbers, so a judgment depends on its seed and prompt, not on its neighbours.
+  - every distinct prefix is computed once: the preamble of all prompts, then each distinct prompt;
+  - its keys and values are held once and read once per token, for all samples (attention.py);
+  - finished rows leave the batch; prompts are sorted by length; the vocabulary projection runs on
+    the last token only;
+  - each row draws its own random numbers, so a judgment depends on its seed and prompt, not on its
+    neighbours.
 """
 import dataclasses
 import hashlib
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -25,46 +28,50 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 # A base model without a chat template gets this one (Choice; printed when it happens).
-PLAIN_TEMPLATE = ("{% for m in messages %}{{ '### ' + m['role'].capitalize() + '\n' + m['content'] + '\n' }}"
-                  "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
-                  "{% if add_generation_prompt %}{{ '### Assistant\n' }}{% endif %}")
+PLAIN_TEMPLATE = (
+    "{% for m in messages %}{{ '### ' + m['role'].capitalize() + '\n' + m['content'] + '\n' }}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### Assistant\n' }}{% endif %}")
 
 
 # ----- loading -----
 
-def find_model(name, trust_remote_code=False):
-    """The words that `from_pretrained` needs for a hub id, a local folder or a .gguf file. Raises UserError."""
+def find_model(name):
+    """Words for `from_pretrained` of a hub id, a local folder or a .gguf file. Raises UserError."""
     path = Path(name)
-    where = {"trust_remote_code": trust_remote_code}
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"model {name} does not exist")
         if importlib.util.find_spec("gguf") is None:
-            raise UserError(f"model {name}: reading .gguf files needs one more package; pip install gguf")
-        name, where["gguf_file"] = str(path.parent), path.name
-    elif path.exists():
+            raise UserError(f"model {name}: reading .gguf files needs one more package; "
+                            "pip install gguf")
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    if path.exists():
         if not (path / "config.json").is_file():
-            raise UserError(f"model {name}: no config.json in it, so it is no Hugging Face model folder; give one as --model")
+            raise UserError(f"model {name}: no config.json in it, so it is no Hugging Face model "
+                            "folder; give one as --model")
     elif path.is_absolute() or str(name).startswith(".") or str(name).count("/") > 1:
         raise UserError(f"model {name} does not exist")
-    return {"pretrained_model_name_or_path": name, **where}
+    return {"pretrained_model_name_or_path": name}
 
 
-def load_tokenizer(name, trust_remote_code=False):
-    """Tokenizer of a model (see `find_model`), with a chat template and a pad token, padding on the left."""
+def load_tokenizer(name):
+    """Tokenizer of a model, with a chat template and a pad token, padding on the left."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(**find_model(name, trust_remote_code))
+        tokenizer = AutoTokenizer.from_pretrained(**find_model(name))
         if len(tokenizer) <= len(tokenizer.all_special_tokens):
             raise ValueError("its vocabulary is empty")
     except UserError:
         raise
-    except Exception as error:  # the library raises many types here; the message says which file
+    except Exception as error:  # the library raises many types here
         raise UserError(f"model {name}: no tokenizer could be loaded ({first_line(error)}); "
                         "save the tokenizer into the same folder") from None
     if tokenizer.chat_template is None:
         print(f"{name} has no chat template; using a plain built-in one")
-        # Pitfall: chats are tokenised without the tokenizer's own BOS, so the template has to write it (Gemma needs it).
-        adds_bos = tokenizer.bos_token_id is not None and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+        # Pitfall: chats are tokenised without the tokenizer's own BOS, so the template has to write
+        # it (Gemma needs it).
+        bos = tokenizer.bos_token_id
+        adds_bos = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
         tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -72,26 +79,27 @@ def load_tokenizer(name, trust_remote_code=False):
     return tokenizer
 
 
-def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, trust_remote_code=False, **options):
+def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, **options):
     """(model, tokenizer) of a hub id, a local folder or a .gguf file, in eval mode.
 
-    dtype defaults to bf16 on a GPU and fp32 on a CPU (runs.in_bf16). The environment variable SPCT_ATTN chooses the library's
-    attn_implementation (default: its own choice, sdpa mostly). Raises UserError naming what is missing.
+    dtype defaults to bf16 on a GPU and fp32 on a CPU (runs.in_bf16). The environment variable
+    SPCT_ATTN chooses the library's attn_implementation. Raises UserError naming what is missing.
     """
+    # Pitfall: cuDNN's attention, the default on an H100, gives NaN gradients for some lengths
+    # (pytorch #196678): RL died at step 14.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     if os.environ.get("SPCT_ATTN"):
         options.setdefault("attn_implementation", os.environ["SPCT_ATTN"])
-    # Pitfall C30: cuDNN's attention, the default on an H100, gives NaN gradients for some lengths (pytorch #196678): RL died at
-    # step 14. The other backends are as fast here.
-    torch.backends.cuda.enable_cudnn_sdp(False)
     device = device or default_device()
     dtype = dtype or (torch.bfloat16 if in_bf16(device) else torch.float32)
-    tokenizer, where = load_tokenizer(name, trust_remote_code), find_model(name, trust_remote_code)
+    tokenizer, where = load_tokenizer(name), find_model(name)
     try:
-        # Pitfall: weights in any other format than safetensors could run code while they are loaded.
+        # Pitfall: weights in any other format than safetensors could run code when loaded.
         model = auto_class.from_pretrained(dtype=dtype, use_safetensors=True, **where, **options)
-    except Exception as error:  # the library raises many types here too (a file cut short, another library's format, ...)
+    except Exception as error:  # here too
         raise UserError(f"model {name} could not be loaded ({first_line(error)})") from None
-    if "gguf_file" in where:  # the weights are dequantised now; Pitfall: with these marks save_pretrained and trainers refuse
+    if getattr(model, "hf_quantizer", None):
+        # A .gguf is dequantised now. Pitfall: with these marks saving and training refuse.
         model.hf_quantizer.remove_quantization_config(model)
     return model.to(device).eval(), tokenizer
 
@@ -101,22 +109,94 @@ def first_line(error):
 
 
 def end_token_ids(model, tokenizer):
-    """All ids that end a turn (Pitfall C2: many models have several, and the tokenizer knows only one)."""
+    """All ids that end a turn. Pitfall: many models have several, the tokenizer knows only one."""
     ids = model.generation_config.eos_token_id if model.generation_config is not None else None
     ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-    return sorted(set(ids) | ({tokenizer.eos_token_id} if tokenizer.eos_token_id is not None else set()))
+    own = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    return sorted(set(ids) | own)
+
+
+# ----- chats -> token ids -----
+
+def encode_chat(tokenizer, messages, completion=None):
+    """Token ids of the chat up to where the assistant writes.
+
+    With `completion`: (those ids, ids of its text and the end token).
+    Special tokens exist only where the chat template puts them: in texts a space breaks them.
+    """
+    special = special_tokens(tokenizer)
+    normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
+
+    def disarm(text):
+        while special.search(text):  # again, because breaking one token may leave another
+            text = special.sub(lambda m: m[0][0] + " " + m[0][1:], text)
+        return text
+
+    def harmless(text):
+        text = disarm(text.encode("utf-8", "ignore").decode())  # half a surrogate pair is no text
+        normal = normalizer.normalize_str(text) if normalizer else text
+        # the tokenizer's own normalizer may make a token, of fullwidth letters for example
+        return disarm(normal) if special.search(normal) else text
+    messages = [{**m, "content": harmless(m["content"])} for m in messages]
+    # Pitfall: the template writes the BOS token itself; the tokenizer must not add a second one.
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if completion is None:
+        return ids
+    text_ids = tokenizer(harmless(completion), add_special_tokens=False)["input_ids"]
+    return ids, text_ids + [tokenizer.eos_token_id]
+
+
+def special_tokens(tokenizer):
+    """A regular expression for the tokenizer's special tokens and those of its chat template."""
+    template = tokenizer.chat_template or ""
+    made_for, special = getattr(tokenizer, "_special_in_text", (None, None))
+    if special is None or made_for != template:
+        tokens = {t.content for t in tokenizer.added_tokens_decoder.values() if t.content.strip()
+                  and len(t.content) > 1 and (t.special or t.content in template)}
+        longest_first = sorted(tokens, key=len, reverse=True)
+        special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        tokenizer._special_in_text = (template, special)
+    return special
 
 
 # ----- generation -----
 
 @dataclasses.dataclass
-class Row:
-    ids: list        # sampled token ids, with the end token if it was reached
-    logp: list       # log-probability (nats) of each of them, under the tempered distribution it was drawn from
-    finished: bool   # ended by an end token, not by max_new_tokens
-    why: str = "truncated"   # if it is not finished; "too_long": the prompt does not fit, and nothing was sampled
-    text: str | None = None  # of a served model (served.py), which gives no ids
-    usage: tuple = ()        # of a served model: tokens of prompt and completion, as the server counts them
+class Completion:
+    """What a judge, local or served, wrote behind one prompt."""
+    ids: list            # sampled token ids, with the end token if it was reached; [] if served
+    logp: list           # nats, of each id under the tempered distribution it was drawn from
+    finished: bool       # ended by an end token
+    why: str = "truncated"  # if not finished; "too_long": the prompt does not fit, nothing sampled
+    text: str = ""
+    prompt_ids: list = dataclasses.field(default_factory=list)
+    prompt_tokens: int = 0
+    tokens: int = 0
+
+
+def complete(judge, tokenizer, chats, temperature, max_new_tokens, seeds, skip_long=False):
+    """One Completion per chat (messages), same order.
+
+    Raises UserError on a prompt that does not fit the model, unless `skip_long`.
+    judge: a local model, or a served one (served.py), which has its own tokenizer.
+    """
+    if hasattr(judge, "complete"):
+        found = judge.complete(chats, temperature, max_new_tokens, seeds, skip_long)
+    else:
+        prompts = [encode_chat(tokenizer, chat) for chat in chats]
+        found = generate(judge, tokenizer, prompts, temperature, max_new_tokens, seeds,
+                         skip_long=skip_long)
+        for completion, ids in zip(found, prompts, strict=True):
+            # Pitfall: only what was generated is decoded, so what a response quotes is never parsed
+            completion.text = tokenizer.decode(completion.ids, skip_special_tokens=True)
+            completion.prompt_ids = ids
+            completion.prompt_tokens, completion.tokens = len(ids), len(completion.ids)
+    skipped = sum(completion.why == "too_long" for completion in found)
+    if skipped:
+        tqdm.write(f"{skipped} of {len(found)} prompts do not fit the model: not judged, counted "
+                   "as unparsed (too_long)")
+    return found
 
 
 def uniforms(seed, count):
@@ -125,32 +205,37 @@ def uniforms(seed, count):
     return np.random.Generator(np.random.Philox(key)).random(count)
 
 
-@torch.no_grad()
-def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, token_budget=None, progress=False, skip_long=False):
-    """One completion per prompt (token id lists; equal prompts are computed once). Same order as `prompts`.
+def fits(model, prompt, max_new_tokens):
+    room = getattr(model.config, "max_position_embeddings", None)
+    return not room or len(prompt) + max_new_tokens <= room
 
-    temperature 0 takes the most likely token. Row r draws its tokens with the random numbers of seeds[r].
+
+@torch.no_grad()
+def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, token_budget=None,
+             progress=False, skip_long=False):
+    """One Completion (ids, logp, finished) per prompt (token ids), same order.
+
+    temperature 0 takes the most likely token. Row r draws with the random numbers of seeds[r].
     token_budget: tokens (prompts + completions) held at once; decides the batch size.
-    skip_long: a prompt that does not fit the model gives an empty, unfinished row instead of a UserError.
-    A served model (served.py) comes without a tokenizer, and its prompts are chat messages.
+    skip_long: a prompt that does not fit gives an empty completion instead of a UserError.
     """
     if max_new_tokens < 1 or temperature < 0:
         raise UserError("--max_new_tokens must be at least 1 and --temperature at least 0")
-    if tokenizer is None:
-        return say_skipped(model.generate(prompts, temperature, max_new_tokens, seeds, skip_long, progress))
     long = [r for r, prompt in enumerate(prompts) if not fits(model, prompt, max_new_tokens)]
     if long and not skip_long:
-        raise UserError(f"a prompt of {len(prompts[long[0]])} tokens ({seeds[long[0]]}: seed/item/sample) and {max_new_tokens} "
-                        f"new ones exceed the model's {model.config.max_position_embeddings}; shorten or drop that item, lower "
+        raise UserError(f"a prompt of {len(prompts[long[0]])} tokens ({seeds[long[0]]}: "
+                        f"seed/item/sample) and {max_new_tokens} new ones exceed the model's "
+                        f"{model.config.max_position_embeddings}; shorten or drop that item, lower "
                         "--max_new_tokens, use --template compact, or pass --skip_bad")
     was_training = model.training
-    # Pitfalls: dropout would make the ratio of GRPO differ from 1, and gradient checkpointing drops the cache;
-    # both are in force in training mode only.
+    # Pitfalls: dropout would make the ratio of GRPO differ from 1, and gradient checkpointing drops
+    # the cache; both are in force in training mode only.
     model.eval()
     token_budget = token_budget or int(os.environ.get("SPCT_TOKEN_BUDGET", 0)) or (
         400_000 if next(model.parameters()).is_cuda else 64_000)
-    order = sorted(set(range(len(prompts))) - set(long), key=lambda r: (len(prompts[r]), prompts[r]))
-    rows, done = [Row([], [], False, "too_long", "") for _ in prompts], 0
+    fitting = set(range(len(prompts))) - set(long)
+    order = sorted(fitting, key=lambda r: (len(prompts[r]), prompts[r]))
+    rows, done = [Completion([], [], False, "too_long") for _ in prompts], 0
     try:
         sharing = bool(order) and shares_prompts(model)
         with tqdm(total=len(order), desc="judgments", unit="", disable=not progress) as bar:
@@ -159,38 +244,30 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
                 while done < len(order):
                     prompt = prompts[order[done]]  # the longest of the batch so far
                     copies += not (sharing and batch and prompt == prompts[batch[-1]])
-                    if batch and copies * len(prompt) + (len(batch) + 1) * max_new_tokens > token_budget:
+                    needed = copies * len(prompt) + (len(batch) + 1) * max_new_tokens
+                    if batch and needed > token_budget:
                         break
                     batch.append(order[done])
                     done += 1
-                for r, row in zip(batch, generate_batch(model, tokenizer, [prompts[r] for r in batch], temperature,
-                                                        max_new_tokens, [seeds[r] for r in batch], sharing), strict=True):
+                found = generate_batch(model, tokenizer, [prompts[r] for r in batch], temperature,
+                                       max_new_tokens, [seeds[r] for r in batch], sharing)
+                for r, row in zip(batch, found, strict=True):
                     rows[r] = row
                 bar.update(len(batch))
     finally:
         model.train(was_training)
-    return say_skipped(rows)
-
-
-def fits(model, prompt, max_new_tokens):
-    room = getattr(model.config, "max_position_embeddings", None)
-    return not room or len(prompt) + max_new_tokens <= room
-
-
-def say_skipped(rows):
-    skipped = sum(row.why == "too_long" for row in rows)
-    if skipped:
-        tqdm.write(f"{skipped} of {len(rows)} prompts do not fit the model: not judged, counted as unparsed (too_long)")
     return rows
 
 
 def prefill(model, forward, prompts, pad_id, **options):
-    """Keys and values of the prompts, and what `forward` (the model, or its backbone) gives for their last tokens.
+    """Keys and values of U prompts, and what `forward` (the model, or its backbone) gives for their
+    last tokens. The prefix that all share is computed once.
 
-    U prompts, padded to W tokens. The prefix that all share is computed once. Layout: [left padding][shared prefix][rest].
-    Pitfall: a sliding window counts places in the cache, so padding may stand on the left only. The last tokens of
-    the prefix are computed again where a prompt is shorter than the longest, in places that would hold padding anyway.
-    Returns cache, attention mask (U, W), output of `forward` for the rest of the prompts, length of the shared prefix.
+    Layout of the W places: [left padding][shared prefix][rest].
+    Pitfall: a sliding window counts places in the cache, so padding may stand on the left only.
+    The last tokens of the prefix are computed again where a prompt is shorter than the longest, in
+    places that would hold padding anyway.
+    Returns cache, attention mask (U, W), output of `forward` for the rest, length of the prefix.
     """
     device = next(model.parameters()).device
     shortest = min(map(len, prompts))
@@ -198,17 +275,19 @@ def prefill(model, forward, prompts, pad_id, **options):
     while len(prompts) > 1 and shared < shortest - 1 and len({p[shared] for p in prompts}) == 1:
         shared += 1
     width = max(map(len, prompts))
-    ids, mask = left_pad(prompts, pad_id, device)                                                         # (U, W)
+    ids, mask = left_pad(prompts, pad_id, device)                                # (U, W)
     cache = DynamicCache()
     if shared:
-        prefix = torch.tensor([prompts[0][:shared]], device=device)                                       # (1, shared)
+        prefix = torch.tensor([prompts[0][:shared]], device=device)              # (1, shared)
         backbone(model)(input_ids=prefix, cache=cache, use_cache=True)
-        places = torch.arange(shared, device=device) - (width - mask.sum(1, keepdim=True))                # (U, shared)
+        places = torch.arange(shared, device=device) - (width - mask.sum(1, keepdim=True))
+        places = places.clamp(min=0)                                             # (U, shared)
         for layer in cache.layers:
-            layer.keys, layer.values = (x[0][:, places.clamp(min=0)].transpose(0, 1) for x in (layer.keys, layer.values))
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]                                             # (U, R)
-    out = forward(input_ids=ids[:, shared:], attention_mask=mask, position_ids=positions, cache=cache, use_cache=True,
-                  **options)
+            layer.keys, layer.values = (
+                x[0][:, places].transpose(0, 1) for x in (layer.keys, layer.values))
+    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]                    # (U, R)
+    out = forward(input_ids=ids[:, shared:], attention_mask=mask, position_ids=positions,
+                  cache=cache, use_cache=True, **options)
     return cache, mask, out, shared
 
 
@@ -221,131 +300,137 @@ def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds
     device = next(model.parameters()).device
     distinct = sorted({tuple(p) for p in prompts}, key=lambda p: (len(p), p))
     index = {p: i for i, p in enumerate(distinct)}
-    cache, mask, out, shared = prefill(model, model, [list(p) for p in distinct], tokenizer.pad_token_id or 0, logits_to_keep=1)
-    source = torch.tensor([index[tuple(p)] for p in prompts], device=device)              # (B,) row -> distinct prompt
-    alive = torch.arange(len(prompts), device=device)                                     # (b,) rows still in the batch
+    cache, mask, out, shared = prefill(model, model, [list(p) for p in distinct],
+                                       tokenizer.pad_token_id or 0, logits_to_keep=1)
+    source = torch.tensor([index[tuple(p)] for p in prompts], device=device)     # (B,) -> distinct
+    alive = torch.arange(len(prompts), device=device)        # (b,) rows still in the batch
     parts, kind = None, model.config._attn_implementation
     if sharing:
         parts, kind = SharedPrompts(cache, shared, mask.sum(1)), "parts"
         parts.arrange(source)
     cache = buffer_cache(cache, source, max_new_tokens, 0 if parts else None)
-    mask, logits = mask[source], out.logits[:, -1].float()[source]                        # (B, W), (B, V)
+    mask, logits = mask[source], out.logits[:, -1].float()[source]               # (B, W), (B, V)
     ends = torch.tensor(end_token_ids(model, tokenizer), device=device)
-    draws = torch.from_numpy(np.stack([uniforms(s, max_new_tokens) for s in seeds])).to(device)           # (B, T)
-    length = mask.sum(1)                                                                  # (B,) next position
+    draws = np.stack([uniforms(s, max_new_tokens) for s in seeds])
+    draws = torch.from_numpy(draws).to(device)                                   # (B, T)
+    length = mask.sum(1)                                                         # (B,) tokens
     width = mask.shape[1]
-    mask = torch.cat([mask, mask.new_ones(len(prompts), max_new_tokens)], dim=1)          # (B, W + T)
-    ids = torch.full((len(prompts), max_new_tokens), -1, device=device)                   # (B, T)
-    logps = torch.zeros(len(prompts), max_new_tokens, device=device)                      # (B, T) nats
+    mask = torch.cat([mask, mask.new_ones(len(prompts), max_new_tokens)], dim=1)  # (B, W + T)
+    ids = torch.full((len(prompts), max_new_tokens), -1, device=device)          # (B, T)
+    logps = torch.zeros(len(prompts), max_new_tokens, device=device)             # (B, T) nats
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
-        token, logp = choose(logits, temperature, draws[alive, t])                        # (b,) each
+        token, logp = choose(logits, temperature, draws[alive, t])               # (b,) each
         ids[alive, t], logps[alive, t] = token, logp
         finished[alive[torch.isin(token, ends)]] = True
-        ended = finished[alive]                                                           # (b,)
+        ended = finished[alive]                                                  # (b,)
         if t + 1 == max_new_tokens or bool(ended.all()):
             break
-        if ended.float().mean() > 0.2:  # a copy of the cache costs a few steps, so finished rows leave in groups
+        if ended.float().mean() > 0.2:  # a copy of the cache costs a few steps: leave in groups
             keep = (~ended).nonzero()[:, 0]
             if parts:
                 parts.arrange(parts.source[keep])
             for layer in cache.layers:
                 layer.select(keep)
             alive, token = alive[keep], token[keep]
-        positions = length[alive] + t                                                     # (b,)
-        seen = {"shared": parts.at(positions)} if parts else {"attention_mask": mask[alive, :width + t + 1]}
+        positions = length[alive] + t                                            # (b,)
+        seen = ({"shared": parts.at(positions)} if parts else
+                {"attention_mask": mask[alive, :width + t + 1]})
         with attention_of(model, kind):
-            out = model(input_ids=token[:, None], position_ids=positions[:, None], cache=cache, use_cache=True,
-                        logits_to_keep=1, **seen)
-        logits = out.logits[:, -1].float()                                                # (b, V)
+            out = model(input_ids=token[:, None], position_ids=positions[:, None], cache=cache,
+                        use_cache=True, logits_to_keep=1, **seen)
+        logits = out.logits[:, -1].float()                                       # (b, V)
     if torch.isnan(logps).any():
-        raise UserError("the judge's probabilities are not numbers (NaN): its weights are broken or overflow in this precision")
-    is_end = torch.isin(ids, ends).int()                                                  # (B, T)
-    counts = torch.where(finished, is_end.argmax(1) + 1, max_new_tokens).tolist()         # up to the first end token
-    return [Row(i[:c], p[:c], f) for i, p, f, c in zip(ids.tolist(), logps.tolist(), finished.tolist(), counts, strict=True)]
+        raise UserError("the judge's probabilities are not numbers (NaN): its weights are broken "
+                        "or overflow in this precision")
+    is_end = torch.isin(ids, ends).int()                                         # (B, T)
+    # up to the first end token
+    counts = torch.where(finished, is_end.argmax(1) + 1, max_new_tokens).tolist()
+    return [Completion(i[:c], p[:c], f) for i, p, f, c in
+            zip(ids.tolist(), logps.tolist(), finished.tolist(), counts, strict=True)]
 
 
 def choose(logits, temperature, draws):
-    """Tokens (b,) and their log-probabilities (b,) nats, of logits (b, V) and random numbers (b,) in [0, 1)."""
+    """Tokens (b,) and their logp (b,) nats, of logits (b, V) and random numbers (b,) in [0, 1)."""
     if temperature == 0:
         token = logits.argmax(-1)
         return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
-    chosen = []
-    # Bounds the copies of a large vocabulary; on a CPU they should also fit its caches (measured: a third of the seconds).
+    chosen, last = [], logits.shape[-1] - 1
+    # Bounds the copies of a large vocabulary; on a CPU they should also fit its caches.
     size = 64 if logits.is_cuda else max(1, 2**20 // logits.shape[-1])
     for part, u in zip(logits.split(size), draws.split(size), strict=True):
-        logp = (part / temperature).log_softmax(-1)                                       # (size, V)
-        cumulative = logp.exp().double().cumsum(-1)                                       # inverse-CDF sampling
-        token = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True).clamp(max=logits.shape[-1] - 1)
+        logp = (part / temperature).log_softmax(-1)                              # (size, V)
+        cumulative = logp.exp().double().cumsum(-1)                              # inverse CDF
+        token = torch.searchsorted(cumulative, u[:, None] * cumulative[:, -1:], right=True)
+        token = token.clamp(max=last)
         chosen.append((token[:, 0], logp.gather(1, token)[:, 0]))
     return [torch.cat(x) for x in zip(*chosen, strict=True)]
 
 
-# ----- log-probabilities of completions, with gradient -----
+# ----- logits of completions, with gradient: what Eq. 15 is computed from -----
 
-class TokenLogp(torch.nn.Module):
-    """log pi(o_t | q, o_<t) of completions, the prompt of a group computed once, the vocabulary in chunks.
+class CompletionLogits(torch.nn.Module):
+    """Applies a function to the logits at every completion token, a chunk of tokens at a time.
 
-    A group of G completions shares its prompt: P + G*T tokens go through the model instead of G*(P + T), and the preamble
-    of all prompts goes through it once; keys and values are repeated with their gradient, so the gradient is the same (tested).
+    A group of G completions shares its prompt: P + G*T tokens go through the model, not G*(P + T),
+    and the preamble of all prompts goes through it once. Keys and values are repeated with their
+    gradient, so the gradient is the same (tested).
     Pitfall: everything is inside one forward(), so that DDP sees it and averages the gradients.
-    Pitfall: gradient checkpointing drops the cache in train mode; then each completion carries its own prompt.
+    Pitfall: gradient checkpointing drops the cache in train mode; then each completion carries its
+    own prompt.
     """
     def __init__(self, model, pad_id, chunk=2048):
         super().__init__()
         self.model, self.pad_id, self.chunk = model, pad_id, chunk
         self.scale = logit_scale(model)
-        for module in model.modules():  # Pitfall: dropout in the update would make the ratio of GRPO differ from 1
+        # Pitfall: dropout in the update would make the ratio of GRPO differ from 1
+        for module in model.modules():
             for name in {"p", "dropout", "attention_dropout"} & vars(module).keys():
                 if isinstance(getattr(module, name), float):
                     setattr(module, name, 0.0)
 
-    def forward(self, prompts, completions, temperature=1.0):
-        """Args: prompts: Q token lists.  completions: Q*G token lists, group after group.  temperature > 0 as sampled.
+    def forward(self, prompts, completions, function):
+        """function(logits (N, V) fp32, ids (N,)) -> tuple of (N,), applied to N tokens at a time.
 
-        Returns: logp (B, T) nats, entropy (B, T) nats without gradient, mask (B, T) bool; 0 / 0 / False on padding.
+        prompts: Q token lists.  completions: Q*G token lists, group after group.
+        Returns: a tuple of (B, T), 0 on padding, and the mask (B, T) bool.
         """
         device = next(self.model.parameters()).device
         group = len(completions) // len(prompts)
         if getattr(self.model, "is_activation_checkpointing", False) and self.model.training:
-            prompts, group = [p for p in prompts for _ in range(group)], 1
-            hidden = self.whole_rows(prompts, completions, device)
+            prompts = [p for p in prompts for _ in range(group)]
+            hidden = self.whole_rows(prompts, completions, device)               # (B, T, D)
         else:
             source = [q for q in range(len(prompts)) for _ in range(group)]
-            hidden = completion_states(self.model, prompts, completions, source, self.pad_id)                # (B, T, D)
-        width = hidden.shape[1]
-        target = torch.tensor([c + [self.pad_id] * (width - len(c)) for c in completions], device=device)     # (B, T)
-        # Pitfall: the mask comes from lengths, never from token values; pad may be the end token.
-        mask = torch.tensor([[True] * len(c) + [False] * (width - len(c)) for c in completions], device=device)
-        flat, ids = hidden[mask], target[mask]                                                               # (N, D), (N,)
-        # Pitfall: (N, V) logits are never held at once; each chunk is recomputed in the backward pass.
-        parts = [torch.utils.checkpoint.checkpoint(self.project, flat[i:i + self.chunk], ids[i:i + self.chunk], temperature,
-                                                   use_reentrant=False) for i in range(0, len(ids), self.chunk)]
-        logp = torch.zeros(mask.shape, device=device).masked_scatter(mask, torch.cat([p[0] for p in parts]))
-        entropy = torch.zeros(mask.shape, device=device).masked_scatter(mask, torch.cat([p[1] for p in parts]))
-        return logp, entropy, mask
+            hidden = completion_states(self.model, prompts, completions, source, self.pad_id)
+        target, mask = right_pad(completions, self.pad_id, device)               # (B, T) each
+        flat, ids = hidden[mask], target[mask]                                   # (N, D), (N,)
 
-    def project(self, hidden, ids, temperature):
-        logits = head_logits(self.model, hidden, self.scale)                                                 # (N, V)
-        # Pitfall: the log-probabilities of the tempered distribution that was sampled from.
-        logp = (logits / temperature).log_softmax(-1)
-        with torch.no_grad():
-            entropy = -(logp.exp() * logp).sum(-1)
-        return logp.gather(1, ids[:, None])[:, 0], entropy
+        def project(hidden, ids):
+            return function(head_logits(self.model, hidden, self.scale), ids)
+        # Pitfall: (N, V) logits are never held at once; the backward pass makes each chunk again.
+        parts = [torch.utils.checkpoint.checkpoint(
+            project, flat[i:i + self.chunk], ids[i:i + self.chunk], use_reentrant=False)
+            for i in range(0, len(ids), self.chunk)]
+        zero = torch.zeros(mask.shape, device=device)                            # (B, T)
+        found = [zero.masked_scatter(mask, torch.cat(x)) for x in zip(*parts, strict=True)]
+        return *found, mask
 
     def whole_rows(self, prompts, completions, device):
         width = max(map(len, completions))
-        rows = [p + c + [self.pad_id] * (width - len(c)) for p, c in zip(prompts, completions, strict=True)]
-        ids, mask = left_pad(rows, self.pad_id, device)                                                      # (B, P + T)
+        rows = [p + c + [self.pad_id] * (width - len(c))
+                for p, c in zip(prompts, completions, strict=True)]
+        ids, mask = left_pad(rows, self.pad_id, device)                          # (B, P + T)
         for r, c in enumerate(completions):
             mask[r, mask.shape[1] - width + len(c):] = 0
         positions = (mask.cumsum(1) - 1).clamp(min=0)
-        hidden = backbone(self.model)(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False)
+        hidden = backbone(self.model)(input_ids=ids, attention_mask=mask, position_ids=positions,
+                                      use_cache=False)
         return hidden.last_hidden_state[:, -width - 1:-1]
 
 
 def head_logits(model, hidden, scale):
-    """Logits (N, V) in fp32 of last hidden states (N, D), without a second pass through the model."""
+    """Logits (N, V) in fp32 of last hidden states (N, D)."""
     logits = model.get_output_embeddings()(hidden).float() * scale
     cap = getattr(model.config, "final_logit_softcapping", None)
     return torch.tanh(logits / cap) * cap if cap else logits  # Gemma 2
@@ -353,41 +438,44 @@ def head_logits(model, hidden, scale):
 
 @torch.no_grad()
 def logit_scale(model):
-    """The factor between the vocabulary projection and the logits: 1 for most models; Granite divides, Cohere multiplies.
+    """The factor between vocabulary projection and logits: 1 mostly; Granite divides, Cohere
+    multiplies.
 
-    Pitfall: a model that does anything else to its logits would be trained on wrong probabilities without a sign of it, so
-    one forward pass of two tokens compares. Raises UserError if the factor does not explain the model's own logits.
+    Pitfall: a model that does anything else to its logits would be trained on wrong probabilities
+    without a sign of it, so one pass of two tokens compares. Raises UserError if they differ.
     """
     ids = torch.tensor([[1, 2]], device=next(model.parameters()).device)
-    logits, hidden = model(input_ids=ids).logits[0].float(), backbone(model)(input_ids=ids).last_hidden_state[0]
-    divided, times = (getattr(model.config, name, None) for name in ("logits_scaling", "logit_scale"))
+    logits = model(input_ids=ids).logits[0].float()
+    hidden = backbone(model)(input_ids=ids).last_hidden_state[0]
+    divided = getattr(model.config, "logits_scaling", None)
+    times = getattr(model.config, "logit_scale", None)
     for scale in (1.0, *([1 / divided] if divided else []), *([times] if times else [])):
-        if torch.allclose(head_logits(model, hidden, scale), logits, rtol=0.02, atol=0.02 * float(logits.std())):
+        near = 0.02 * float(logits.std())
+        if torch.allclose(head_logits(model, hidden, scale), logits, rtol=0.02, atol=near):
             return scale
-    raise UserError(f"{type(model).__name__} changes its logits in a way that generation.py does not know (config: logits_scaling "
-                    f"{divided}, logit_scale {times}); RL needs its exact log-probabilities: add the rule to head_logits")
+    raise UserError(f"{type(model).__name__} changes its logits in a way that generation.py does "
+                    f"not know (config: logits_scaling {divided}, logit_scale {times}); RL needs "
+                    "its exact log-probabilities: add the rule to head_logits")
 
 
 def completion_states(model, prompts, completions, source, pad_id):
-    """Hidden states (B, T, D) at the positions that predict each completion token; what prompts share is computed once.
+    """Hidden states (B, T, D) at the places that predict each completion token.
 
-    Row r of the B completions continues prompts[source[r]]. Position 0 is the prompt's last token.
+    Row r of the B completions continues prompts[source[r]]. Place 0 is the prompt's last token.
     """
     device = next(model.parameters()).device
-    cache, mask, out, _ = prefill(model, backbone(model), prompts, pad_id)                                   # mask (U, W)
+    cache, mask, out, _ = prefill(model, backbone(model), prompts, pad_id)       # mask (U, W)
     source = torch.tensor(source, device=device)
-    last = out.last_hidden_state[:, -1:][source]                                                             # (B, 1, D)
-    width = max(map(len, completions))
-    if width == 1:
+    last = out.last_hidden_state[:, -1:][source]                                 # (B, 1, D)
+    ids, real = right_pad(completions, pad_id, device)                           # (B, T) each
+    if ids.shape[1] == 1:
         return last
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[source], layer.values[source]
-    inputs = torch.tensor([(c + [pad_id] * (width - len(c)))[:-1] for c in completions], device=device)       # (B, T-1)
-    ones = torch.tensor([[1] * len(c) + [0] * (width - len(c)) for c in completions], device=device)[:, :-1]
-    start = mask.sum(1)[source, None]                                                                        # (B, 1)
-    rest = backbone(model)(
-        input_ids=inputs, attention_mask=torch.cat([mask[source], ones], 1), use_cache=True, cache=cache,
-        position_ids=start + torch.arange(width - 1, device=device))
+    places = mask.sum(1)[source, None] + torch.arange(ids.shape[1] - 1, device=device)
+    seen = torch.cat([mask[source], real[:, :-1].to(mask.dtype)], 1)             # (B, W + T - 1)
+    rest = backbone(model)(input_ids=ids[:, :-1], attention_mask=seen, position_ids=places,
+                           cache=cache, use_cache=True)
     return torch.cat([last, rest.last_hidden_state], 1)
 
 
@@ -397,3 +485,14 @@ def left_pad(rows, pad_id, device):
     ids = torch.tensor([[pad_id] * (width - len(r)) + r for r in rows], device=device)
     mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
     return ids, mask
+
+
+def right_pad(rows, pad_id, device):
+    """ids (B, T) and mask (B, T) bool, padding on the right.
+
+    Pitfall: the mask comes from lengths, never from token values; pad may be the end token.
+    """
+    width = max(map(len, rows))
+    ids = torch.tensor([r + [pad_id] * (width - len(r)) for r in rows], device=device)
+    lengths = torch.tensor([len(r) for r in rows], device=device)
+    return ids, torch.arange(width, device=device) < lengths[:, None]

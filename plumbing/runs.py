@@ -1,12 +1,11 @@
-"""Plumbing: what keeps a run alive. Nothing of the paper is in here.
+"""What keeps a run alive. Nothing of the paper is in here.
 
-Device and threads, the run folder (config.json, metrics.jsonl), files that appear whole or not at all, JSON lines that
-survive a kill, checkpoints that continue bitwise on a CPU, and one-line errors for a user's mistake.
+Launch (device, precision, processes), the run folder (config.json, metrics.jsonl, state.pt,
+model/), files that appear whole or not at all, and one-line errors for a user's mistake.
 """
 import argparse
 import contextlib
 import datetime
-import errno
 import functools
 import gc
 import json
@@ -24,18 +23,14 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-HERE = Path(__file__).resolve().parent.parent  # the repository
-# Pitfall: gradients of a well-trained small model underflow, and denormal numbers made steps seven times slower on a CPU.
+ROOT = Path(__file__).resolve().parent.parent  # of the repository
+# Pitfall: gradients of a well-trained small model underflow, and denormal numbers made steps seven
+# times slower on a CPU.
 torch.set_flush_denormal(True)
 
 
-# What the system says about paths and disks that the user can mend (other OSErrors are bugs and keep their traceback).
-DISK = {errno.EPERM, errno.ENOENT, errno.EIO, errno.EACCES, errno.EBUSY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EFBIG,
-        errno.ENOSPC, errno.EROFS, errno.ENAMETOOLONG, errno.EDQUOT, errno.ELOOP}
-
-
 class UserError(ValueError):
-    """A mistake that the user can mend: printed as one line that names the fix, without a traceback; exit code 2."""
+    """A mistake that the user can mend: one line that names the fix, no traceback, exit code 2."""
 
 
 def one_line(error):
@@ -43,9 +38,9 @@ def one_line(error):
 
 
 def command_line(main):
-    """Decorate `main()`: user errors become one line and exit code 2, Ctrl-C says how to continue (exit code 130)."""
+    """Decorate `main()`: a user's mistake and a disk's error end in one line, Ctrl-C in another."""
     def stop(code, message):
-        for bar in list(getattr(tqdm, "_instances", [])):  # a half-drawn progress bar would share the line
+        for bar in list(getattr(tqdm, "_instances", [])):  # a half-drawn bar would share the line
             bar.close()
         sys.stdout.flush()
         print(message, file=sys.stderr)
@@ -54,120 +49,139 @@ def command_line(main):
     @functools.wraps(main)
     def wrapped():
         done = False
-        again = "the same command" + " without --overwrite" * any(word.startswith("--ov") for word in sys.argv)
         try:
             main()
             done = True
         except UserError as error:
             stop(2, f"error: {one_line(error)}")
         except KeyboardInterrupt:
-            stop(130, f"\nstopped; {again} continues where this one ended")
-        except OSError as error:  # full disk, read-only folder: whatever was written whole before stays whole
-            if error.errno not in DISK:
+            stop(130, "\nstopped; the same command (without --overwrite) continues where it ended")
+        except OSError as error:  # full disk, read-only folder, ...; without an errno it is a bug
+            if error.errno is None:
                 raise
-            stop(2, f"error: cannot read or write {error.filename or 'the output folder'}: {error.strerror}; free space "
-                    f"and run {again} (finished work is kept), or choose another --output")
+            stop(2, f"error: cannot read or write {error.filename or 'the output folder'} "
+                    f"({error.strerror}); mend it and run the same command (without --overwrite): "
+                    "finished work is kept")
         finally:
             end_training(done)
     return wrapped
 
 
-# Smallest value of the flags that every script names alike.
-AT_LEAST = dict.fromkeys(["k", "k_meta", "limit", "test_limit", "batch_size", "micro_batch_size", "n_rft", "save_every",
-                          "chunk_size", "steps", "prompts_per_step", "G", "updates_per_rollout", "max_new_tokens"], 1)
-AT_LEAST |= dict.fromkeys(["seed", "lr", "temperature", "beta", "clip_eps", "epochs", "general_fraction", "held_out"], 0)
+# Smallest value of the flags that scripts name alike.
+AT_LEAST = dict.fromkeys(["k", "k_meta", "limit", "batch_size", "micro_batch_size", "n_rft",
+                          "steps", "save_every", "chunk_size", "prompts_per_step", "G",
+                          "max_new_tokens", "updates_per_rollout"], 1)
+AT_LEAST |= dict.fromkeys(["seed", "lr", "temperature", "beta", "clip_eps", "epochs", "held_out",
+                           "general_fraction"], 0)
 
 
 class Help(argparse.HelpFormatter):
     """Help that ends with the flag's default, unless there is none or the text says it."""
 
     def _get_help_string(self, action):
-        none = action.default is None or action.default is False or action.default in ("", argparse.SUPPRESS)
+        none = action.default in (None, False, "", argparse.SUPPRESS)
         told = none or "default" in action.help
         return action.help + ("" if told else " [here: %(default)s]")
 
 
 def read_flags(parser):
-    """`parser.parse_args()` whose errors are one line; refuses numbers that no run can use and text that no file can hold."""
-    parser.formatter_class = Help
+    """`parser.parse_args()` whose errors are one line; refuses numbers that no run can use."""
     def error(message):
         raise UserError(f"{message}; --help lists the flags")
-    parser.error = error
+    parser.formatter_class, parser.error = Help, error
     args = parser.parse_args()
     for name, value in vars(args).items():
         if isinstance(value, (int, float)):
-            if not math.isfinite(value) or value < AT_LEAST.get(name, -math.inf):
-                raise UserError(f"--{name} must be at least {AT_LEAST[name]}" if name in AT_LEAST else f"--{name} must be finite")
+            if not math.isfinite(value):
+                raise UserError(f"--{name} must be finite")
+            if value < AT_LEAST.get(name, -math.inf):
+                raise UserError(f"--{name} must be at least {AT_LEAST[name]}")
             if name == "seed" and value >= 2 ** 32:
                 raise UserError("--seed must be below 2 ** 32")
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and text.encode("utf-8", "ignore").decode() != text:
-                raise UserError(f"--{name} is not UTF-8; write it in that encoding")
     return args
 
 
-# ----- device, threads, seeds -----
-
-STARTED = []  # the Accelerator of this program
-
-
-def start_accelerator(log_with=None, output=None):
-    """Accelerator on the GPUs of the machine, or on the CPU in fp32; sets torch's threads (a launcher may set 1).
-
-    Prints nothing. bf16 autocast on a GPU that has it; on a CPU if asked (ACCELERATE_MIXED_PRECISION=bf16, or
-    `accelerate launch --mixed_precision bf16`).
-    """
-    refuse_other_launches()
-    from accelerate import Accelerator, InitProcessGroupKwargs
-    warnings.filterwarnings("ignore", message=".*(pin_memory|no supported trackers).*")
-    device = default_device()
-    try:
-        accelerator = Accelerator(
-            cpu=device == "cpu", mixed_precision="bf16" if in_bf16(device) else "no", log_with=log_with, project_dir=output,
-            # Pitfall: a process without a chunk left waits for the others, and one chunk can take longer than the default limit.
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))])
-    except (ValueError, ImportError) as error:
-        if not log_with:
-            raise
-        raise UserError(f"--log_with {log_with}: {error}") from None
-    if log_with and not accelerator.log_with:
-        raise UserError(f"--log_with {log_with}: that tracker is not installed; install it with pip, or leave the flag out")
-    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):  # a TPU, or another kind of accelerator
-        raise UserError(REFUSED.format(accelerator.distributed_type.value, Path(sys.argv[0]).name))
-    share_threads(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
-    STARTED[:] = [accelerator]
-    return accelerator
+def add_run_flags(parser, save_every):
+    """The flags that every training script shares."""
+    parser.add_argument("--save_every", type=int, default=save_every,
+                        help="updates between saves of the training state")
+    parser.add_argument("--log_with", help="tracker of accelerate, e.g. tensorboard or wandb")
+    parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
 
 
-# What `accelerate launch` sets, by a flag or by the default config that some other project asked for once.
-SHARDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-            "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism", "ACCELERATE_USE_SAGEMAKER": "SageMaker"}
-REFUSED = ("{0} is switched on, by a flag of accelerate launch or by the default config of this machine; here every process "
-           "holds the whole model: start with `torchrun --nproc_per_node 1 {1}` (more processes on more GPUs), which reads no "
+# ----- launch: device, precision, processes -----
+
+# What `accelerate launch` sets, by a flag or by the default config that another project asked for.
+SHARDING = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+            "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+            "ACCELERATE_USE_PARALLELISM_CONFIG": "tensor or context parallelism",
+            "ACCELERATE_USE_SAGEMAKER": "SageMaker"}
+REFUSED = ("{0} is switched on, by a flag of accelerate launch or by the default config of this "
+           "machine; here every process holds the whole model: start with "
+           "`torchrun --nproc_per_node 1 {1}` (more processes on more GPUs), which reads no "
            "config, or choose plain multi-GPU in `accelerate config`")
+STARTED = []  # the Accelerator of this program
 
 
 def refuse_other_launches():
     """One line instead of a silent or a late failure.
 
-    Pitfall: DeepSpeed's `backward` makes an optimizer step of its own per micro-batch; under FSDP the sampler would read a shard
-    of the weights, and ranks that decode different lengths wait for ever.
+    Pitfall: DeepSpeed's `backward` makes an optimizer step of its own per micro-batch. Under FSDP
+    the sampler would read a shard of the weights, and ranks that decode different lengths wait for
+    ever.
     """
     for variable, name in SHARDING.items():
         if os.environ.get(variable, "").lower() in ("1", "true"):
             raise UserError(REFUSED.format(name, Path(sys.argv[0]).name))
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "bf16"):
-        raise UserError(f"--mixed_precision {precision} is not supported (losses are not scaled here, so small gradients would "
-                        "vanish); use --mixed_precision bf16 or no, or change the default in `accelerate config`")
+        raise UserError(f"--mixed_precision {precision} is not supported (losses are not scaled "
+                        "here, so small gradients would vanish); use --mixed_precision bf16 or no, "
+                        "or change the default in `accelerate config`")
+
+
+def start_accelerator(args=None):
+    """Accelerator on the GPUs of the machine, or on the CPU; sets torch's threads.
+
+    bf16 autocast on a GPU that has it; on a CPU if the launcher says --mixed_precision bf16.
+    args: flags of a script; their `log_with` names a tracker, `batch_size` is checked.
+    """
+    refuse_other_launches()
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    warnings.filterwarnings("ignore", message=".*(pin_memory|no supported trackers).*")
+    device, log_with = default_device(), getattr(args, "log_with", None)
+    # Pitfall: a process without a chunk left waits for the others, longer than the default limit.
+    patience = InitProcessGroupKwargs(timeout=datetime.timedelta(hours=12))
+    try:
+        accelerator = Accelerator(
+            cpu=device == "cpu", mixed_precision="bf16" if in_bf16(device) else "no",
+            log_with=log_with, project_dir=getattr(args, "output", None),
+            kwargs_handlers=[patience])
+    except (ValueError, ImportError) as error:
+        if not log_with:
+            raise
+        raise UserError(f"--log_with {log_with}: {error}") from None
+    if log_with and not accelerator.log_with:
+        raise UserError(f"--log_with {log_with}: that tracker is not installed; install it with "
+                        "pip, or leave the flag out")
+    if accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):  # a TPU, for example
+        raise UserError(REFUSED.format(accelerator.distributed_type.value, Path(sys.argv[0]).name))
+    share_threads(int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes)))
+    STARTED[:] = [accelerator]
+    for flag in ("batch_size", "prompts_per_step"):
+        if getattr(args, flag, 0) % accelerator.num_processes:
+            raise UserError(f"--{flag} {getattr(args, flag)} does not divide by "
+                            f"{accelerator.num_processes} processes; change it")
+    return accelerator
 
 
 def end_training(done):
-    """Close the trackers and, if main() is done, leave the group of processes: `command_line` calls it, not main() itself.
+    """Close the trackers and, if main() is done, leave the group of processes.
 
-    Pitfall: a DDP model that outlives its gloo group waits for the group's thread while it holds Python's lock, which that thread
-    may want to free a tensor (pytorch #56297): now and then one of two processes hung after its last line. When main() has
-    returned, its models are gone.
+    Pitfall: a DDP model that outlives its gloo group waits for the group's thread while it holds
+    Python's lock, which that thread may want (pytorch #56297): now and then one of two processes
+    hung after its last line. When main() has returned, its models are gone; so `command_line` calls
+    this, not main() itself.
     """
     while STARTED:
         accelerator = STARTED.pop()
@@ -180,35 +194,39 @@ def end_training(done):
 
 
 def default_device():
-    """"cuda" if there is a GPU, unless the launcher was told to use the CPU (`accelerate launch --cpu`)."""
+    """"cuda" if there is a GPU, unless the launcher says CPU (`accelerate launch --cpu`)."""
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     return "cuda" if torch.cuda.is_available() and not on_cpu else "cpu"
 
 
+def in_bf16(device):
+    """Whether forward passes on this device are in bf16."""
+    # Pitfall: a plain `accelerate launch` says "no" without being asked, so a GPU does not listen.
+    if str(device).startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+
+
 def peak_gb():
-    """Peak memory of this process so far, in GB (2^30 bytes): the GPU's where there is one, else the resident memory."""
+    """Peak memory of this process so far, GB (2^30 bytes): the GPU's, or the resident memory."""
     if default_device() == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
     try:
         import resource
     except ImportError:  # not on this system
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
-
-
-def in_bf16(device):
-    """Whether forward passes on this device are in bf16: on a GPU that has it, and on a CPU if the launcher says so (twice as
-    fast as fp32 where the CPU has AVX512-BF16)."""
-    # Pitfall: a plain `accelerate launch` says "no" here without being asked, so a GPU does not listen to it.
-    if str(device).startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return used / (2**20 if sys.platform != "darwin" else 2**30)
 
 
 def share_threads(processes_here=1):
-    """Pitfall: `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU; give each local process its share of cores."""
+    """Give each local process its share of the cores (SPCT_THREADS overrides it).
+
+    Pitfall: `accelerate launch` sets OMP_NUM_THREADS=1 on a CPU.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(int(os.environ.get("SPCT_THREADS", 0)) or max(1, cores // max(1, processes_here)))
+    mine = max(1, cores // max(1, processes_here))
+    torch.set_num_threads(int(os.environ.get("SPCT_THREADS", 0)) or mine)
 
 
 def seed_everything(seed):
@@ -221,27 +239,18 @@ def seed_everything(seed):
 
 @contextlib.contextmanager
 def whole(path):
-    """A path beside `path` to write a file or a folder to; it takes the place of `path` at once (a folder: in two renames), or
-    nothing happened.
-
-    Pitfall: torch and safetensors raise errors of their own on a full disk; here they become OSErrors.
-    """
+    """A path beside `path` to write to; it takes the place of `path` at the end, or never."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, old = (path.with_name(f".{path.name}.{os.environ.get('RANK', 0)}.{end}") for end in ("part", "old"))
+    temporary = path.with_name(f".{path.name}.{os.environ.get('RANK', 0)}.part")
     remove(temporary)
-    remove(old)
     try:
         yield temporary
-        for file in filter(Path.is_file, temporary.rglob("*") if temporary.is_dir() else [temporary]):
-            with open(file, "rb") as written:
-                os.fsync(written.fileno())
         if path.is_dir():
-            path.rename(old)
+            remove(path)
         os.replace(temporary, path)
-        remove(old)
-    except (RuntimeError, SafetensorError) as error:
-        raise OSError(errno.EIO, one_line(error)[:200], str(path)) from error
+    except (RuntimeError, SafetensorError) as error:  # what they call a full disk
+        raise OSError(5, one_line(error)[:200], str(path)) from error
     finally:
         remove(temporary)
 
@@ -254,7 +263,6 @@ def remove(path):
 
 
 def write_text(path, text):
-    """Write a file so that a reader sees the old content or the new one, never half of it."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -269,61 +277,280 @@ def read_json(path):
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
     except ValueError as error:  # not JSON, or not UTF-8
-        raise UserError(f"{path} is not JSON ({error}); delete it and run the command that makes it again") from None
+        raise UserError(f"{path} is not JSON ({error}); delete it and run the command that makes "
+                        "it again") from None
 
 
-def append_jsonl(path, rows):
-    """Append whole lines in one write, so that a kill can tear at most the last one (`open_run` cuts it off)."""
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-
-
-def cut_torn_line(path):
-    """Cut off a last line that a kill or a full disk tore. Not while another process may be writing to the file."""
-    with open(path, "rb+") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(end - 1, 0))
-        if file.read() not in (b"", b"\n"):
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+def json_lines(rows):
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def write_rows(path, rows):
     """A whole JSON-lines file at once."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, json_lines(rows))
 
 
-def read_rows(path, repair=False, fields=()):
-    """Rows of a JSON-lines file that this program wrote; `repair` cuts off a last line torn by a kill.
+def append_jsonl(path, rows):
+    """Append lines in one write, so that a kill can tear at most the last (`open_run` cuts it)."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json_lines(rows))
+
+
+def cut_torn_line(path):
+    """Cut off a last line that a kill or a full disk tore."""
+    with open(path, "rb+") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def read_rows(path, fields=()):
+    """Rows of a JSON-lines file that a program here wrote; [] if there is none.
 
     fields: what every row must hold (a file that the user named may be another one).
     """
     path = Path(path)
     if not path.exists():
         return []
-    if repair:
-        cut_torn_line(path)
     data, rows = path.read_bytes(), []
     for number, line in enumerate(data[:data.rfind(b"\n") + 1].split(b"\n"), 1):
-        if line:
-            try:
-                rows.append(json.loads(line.decode("utf-8")))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number} is damaged ({error}); delete the file and run the command that makes it "
-                                "again") from None
-            missing = [f for f in fields if not isinstance(rows[-1], dict) or f not in rows[-1]]
-            if missing:
-                raise UserError(f"{path}, line {number}: field '{missing[0]}' is missing; is this the file you meant?")
+        if not line:
+            continue
+        try:
+            rows.append(json.loads(line.decode("utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number} is damaged ({error}); delete the file and run "
+                            "the command that makes it again") from None
+        missing = [f for f in fields if not isinstance(rows[-1], dict) or f not in rows[-1]]
+        if missing:
+            raise UserError(f"{path}, line {number}: field '{missing[0]}' is missing; is this the "
+                            "file you meant?")
     return rows
 
 
-# ----- the order of the data -----
+# ----- the run folder -----
+
+# Flags that may differ when a run is continued: they do not change its results.
+FREE_FLAGS = {"output", "log_with", "save_every", "overwrite", "meta_rm", "endpoint", "concurrency",
+              "skip_bad"}
+
+
+@functools.cache
+def git_commit():
+    """Commit of the code, "+" appended if the tree was changed; "unknown" where git cannot say."""
+    def git(*words):
+        return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+    head = git("rev-parse", "--short", "HEAD") if shutil.which("git") else None
+    if head is None or head.returncode:
+        return "unknown"
+    changed = git("status", "--porcelain", "-uno").stdout.strip()
+    return head.stdout.strip() + "+" * bool(changed)
+
+
+def open_run(folder, args, accelerator=None):
+    """Create or reopen a run folder; refuses that of another run and names the difference.
+
+    Returns the folder as a Path. Writes config.json: arguments, versions, commit, device,
+    precision, processes.
+    """
+    first = accelerator.main_process_first() if accelerator else contextlib.nullcontext()
+    with first:
+        return _open_run(Path(folder), args, accelerator)
+
+
+def _open_run(folder, args, accelerator):
+    is_main = accelerator is None or accelerator.is_main_process
+    config, before = folder / "config.json", None
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file; choose another --output")
+    if config.exists():
+        with contextlib.suppress(UserError):  # not JSON
+            before = read_json(config)
+        before = before.get("args") if isinstance(before, dict) else None
+        # Pitfall: folders of models have a config.json too, and --overwrite would delete them.
+        if not isinstance(before, dict):
+            raise UserError(f"{config} is damaged or not a run's; choose another --output, or "
+                            "delete the folder yourself")
+    elif is_main and folder.exists() and any(f.name[0] != "." for f in folder.iterdir()):
+        raise UserError(f"{folder} is not empty and not a run folder (no config.json); choose "
+                        "another --output")
+    if is_main:
+        hold(folder)
+        if getattr(args, "overwrite", False) and before is not None:
+            for file in folder.iterdir():
+                if file not in (config, folder / ".lock"):
+                    remove(file)
+            config.unlink()  # last, so that the same command goes on after a kill
+            before = None
+        for file in folder.glob("*.jsonl"):
+            cut_torn_line(file)
+    now = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
+    if before is not None:
+        now = json.loads(json.dumps(now))
+        differ = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        if differ:
+            named = ", ".join(f"--{k} {before.get(k)} there, {now.get(k)} here" for k in differ)
+            raise UserError(f"{folder} holds another run ({named}); choose another --output, or "
+                            "add --overwrite to discard it")
+    elif is_main:
+        import accelerate
+        import transformers
+        device = default_device()
+        write_json(config, {
+            "args": now, "endpoint": getattr(args, "endpoint", None),
+            "script": Path(sys.argv[0]).name, "commit": git_commit(),
+            "processes": accelerator.num_processes if accelerator else 1,
+            "precision": "bf16" if in_bf16(device) else "fp32",
+            "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+            "versions": {"python": sys.version.split()[0], "torch": torch.__version__,
+                         "transformers": transformers.__version__,
+                         "accelerate": accelerate.__version__}})
+    return folder
+
+
+HELD = {}  # folder -> open lock file; the system lets go of it when the process ends
+
+
+def hold(folder):
+    """Raises UserError if another living process holds the folder: two must not write to it."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    name = str(folder.resolve())
+    if name in HELD:
+        HELD.pop(name).close()
+    HELD[name] = open(folder / ".lock", "a+")
+    try:
+        fcntl.flock(HELD[name], fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"{folder} is in use by another process; wait until it ends or stop it"
+                        ) from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def log_metrics(folder, accelerator=None, **metrics):
+    """One line of metrics.jsonl, with this process's peak memory so far; also to the tracker."""
+    metrics["memory/peak_gb"] = peak_gb()
+    append_jsonl(Path(folder) / "metrics.jsonl", [metrics])
+    if accelerator is not None and accelerator.trackers:
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, (int, float))}
+        accelerator.log(numbers, step=metrics.get("step"))
+
+
+# ----- training: what every stage repeats -----
+
+class Run:
+    """A stage's folder and its loop's housekeeping: resume, micro-batches, update, log, save.
+
+        run = start_run(args, accelerator)
+        model, optimizer, step = run.prepare(model, optimizer, steps, "RFT")
+        while step < steps:
+            for part, sync in run.parts(model, run.mine(batch), args.micro_batch_size):
+                with sync: ... accelerator.backward(...)
+            norm = run.update(model, lr, loss, batch)
+            step = run.log(loss=..., ...)
+        run.finish(tokenizer)
+    """
+    def __init__(self, folder, args, accelerator):
+        self.folder, self.args, self.accelerator, self.step = folder, args, accelerator, 0
+
+    def prepare(self, model, optimizer, steps, label, inner=None):
+        """(model, optimizer, step) ready to train, with the last saved state if there is one.
+
+        inner: the language model inside `model`, whose weights are saved (default: `model`).
+        """
+        self.model, self.steps = inner or model, steps
+        state = load_state(self.folder / "state.pt")
+        if state:
+            self.model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            self.step = state["step"]
+        model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        if self.accelerator.is_main_process:  # what a kill undid: it comes after the saved state
+            for path in (self.folder / "metrics.jsonl", self.folder / "samples.jsonl"):
+                if path.exists():
+                    kept = [r for r in read_rows(path) if r.get("step", 0) <= self.step]
+                    write_rows(path, kept)
+        self.accelerator.wait_for_everyone()
+        self.bar = tqdm(total=steps, initial=self.step, desc=label, unit="update",
+                        disable=not self.accelerator.is_local_main_process)
+        return model, self.optimizer, self.step
+
+    def seed(self):
+        """The seed of this update, the same on all processes."""
+        return self.args.seed * 1_000_003 + self.step
+
+    def mine(self, batch):
+        """This process's share of a batch that all processes know."""
+        return batch[self.accelerator.process_index::self.accelerator.num_processes]
+
+    def parts(self, model, rows, size):
+        """(part, context) of each micro-batch; only in the last context does DDP communicate."""
+        starts = range(0, len(rows), size)
+        for start in starts:
+            last = start == starts[-1]
+            yield rows[start:start + size], (
+                contextlib.nullcontext() if last else self.accelerator.no_sync(model))
+
+    def update(self, model, lr, loss, batch):
+        """One optimizer step; returns the gradient's norm before it was clipped to 1.0.
+
+        A loss or gradient that is not finite never reaches the weights: the run stops, and `batch`
+        (JSON values) is kept to look at.
+        """
+        norm = float(self.accelerator.clip_grad_norm_(model.parameters(), 1.0))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            rank = self.accelerator.process_index
+            file = self.folder / (f"bad_batch-{rank}.json" if rank else "bad_batch.json")
+            write_json(file, {"step": self.step, "loss": str(loss), "grad_norm": str(norm),
+                              "batch": batch})
+            raise UserError(f"step {self.step}: the loss is {loss} and the gradient's norm {norm}; "
+                            f"the batch is in {file}, the last good state is kept in "
+                            f"{self.folder}; try a lower --lr with another --output")
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def log(self, shown=(), samples=(), **metrics):
+        """Count the update and write its line of metrics.jsonl; save the state now and then.
+
+        shown: metrics beside the progress bar.  samples: rows of samples.jsonl.
+        """
+        self.step += 1
+        self.bar.update()
+        self.bar.set_postfix({name.split("/")[-1]: f"{metrics[name]:.3f}" for name in shown})
+        if self.accelerator.is_main_process:
+            log_metrics(self.folder, self.accelerator, step=self.step, **metrics)
+            if samples:
+                append_jsonl(self.folder / "samples.jsonl",
+                             [{"step": self.step, **row} for row in samples])
+            if self.step % self.args.save_every == 0 or self.step == self.steps:
+                save_state(self.folder / "state.pt", model=self.model.state_dict(),
+                           optimizer=self.optimizer.state_dict(), step=self.step)
+        return self.step
+
+    def finish(self, tokenizer):
+        """Write model/; the main process says so."""
+        self.bar.close()
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            save_model(self.folder / "model", self.model, tokenizer)
+            print(f"wrote {self.folder}/model")
+
+
+def start_run(args, accelerator):
+    """The Run of --output: a new one, or the one there if the arguments are the same."""
+    folder = open_run(args.output, args, accelerator)
+    accelerator.init_trackers("spct")  # those of --log_with
+    return Run(folder, args, accelerator)
+
 
 def batch_indices(step, batch_size, count, seed):
-    """Indices of update `step`: epochs of shuffled data laid end to end, so that every batch is full."""
+    """Indices of update `step`: epochs of shuffled data end to end, so that every batch is full."""
     picked, orders = [], {}
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(position, count)
@@ -334,137 +561,37 @@ def batch_indices(step, batch_size, count, seed):
     return picked
 
 
-# ----- the run folder -----
-
-# Flags that may differ when a run is continued: they do not change its results.
-FREE_FLAGS = {"output", "log_with", "save_every", "overwrite", "meta_rm", "k_meta", "ties", "endpoint", "concurrency",
-              "skip_bad"}  # without it a bad item stops the run before anything depends on it, so what is there is the same
-
-
-@functools.cache
-def git_commit():
-    """Commit of the code, "+" appended if the tree was changed; "unknown" outside a git checkout, or without git."""
-    def git(*words):
-        return subprocess.run(["git", "-C", str(HERE), *words], capture_output=True, text=True)
-    head = git("rev-parse", "--short", "HEAD") if shutil.which("git") else None
-    if head is None or head.returncode:
-        return "unknown"
-    return head.stdout.strip() + ("+" if git("status", "--porcelain", "-uno").stdout.strip() else "")
-
-
-def open_run(folder, args, world_size=1, is_main=True):
-    """Create or reopen a run folder; refuses the folder of a run with other arguments and names the difference.
-
-    Returns the folder as a Path. Writes config.json: arguments, versions, commit, device, precision, processes.
-    """
-    folder = Path(folder)
-    settings = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
-    config, before = folder / "config.json", None
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file; choose another --output")
-    if is_main:
-        if not config.exists() and folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
-            raise UserError(f"{folder} is not empty and not a run folder (no config.json); choose another --output")
-        hold(folder)
-        for file in folder.glob("*.jsonl"):
-            cut_torn_line(file)
-    if config.exists():
-        with contextlib.suppress(UserError):  # not JSON
-            before = read_json(config)
-        before = before.get("args") if isinstance(before, dict) else None
-        # Pitfall: folders of models have a config.json too, and --overwrite would delete them.
-        if not isinstance(before, dict):
-            raise UserError(f"{config} is damaged or not a run's; choose another --output, or delete the folder yourself")
-    if getattr(args, "overwrite", False) and is_main and before is not None:
-        # Pitfall: a kill while files are deleted one by one would leave a folder that is neither this run nor another.
-        discarded = folder.resolve().with_name(f".{folder.resolve().name}.discarded")
-        remove(discarded)
-        folder.rename(discarded)
-        remove(discarded)
-        hold(folder)
-        before = None
-    if before is not None:
-        now = json.loads(json.dumps(settings))
-        differ = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
-        if differ:
-            named = ", ".join(f"--{k} {before.get(k)} there, {now.get(k)} here" for k in differ)
-            raise UserError(f"{folder} holds another run ({named}); choose another --output, or add --overwrite to discard it")
-    elif is_main:
-        import accelerate
-        import transformers
-        write_json(config, {
-            "args": settings, "endpoint": getattr(args, "endpoint", None), "script": Path(sys.argv[0]).name,
-            "commit": git_commit(), "processes": world_size, "precision": "bf16" if in_bf16(default_device()) else "fp32",
-            "device": torch.cuda.get_device_name() if default_device() == "cuda" else "cpu",
-            "versions": {"python": sys.version.split()[0], "torch": torch.__version__,
-                         "transformers": transformers.__version__, "accelerate": accelerate.__version__}})
-    return folder
-
-
-HELD = {}  # folder -> open lock file; the system lets go of it when the process ends, however it ends
-
-
-def hold(folder):
-    """Two runs must not write to one folder: raises UserError if a living process holds it (a dead one holds nothing)."""
-    try:
-        import fcntl
-    except ImportError:  # not on this system
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    if str(folder.resolve()) in HELD:
-        HELD.pop(str(folder.resolve())).close()
-    file = open(folder / ".lock", "a+")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"{folder} is in use by another process; wait until it ends or stop it") from None
-    except OSError:  # a file system without locks
-        pass
-    HELD[str(folder.resolve())] = file
-
-
-# ----- checkpoints -----
-
 def save_model(folder, model, tokenizer):
-    """save_pretrained (safetensors) into a folder that appears whole or not at all; loads in plain transformers."""
+    """save_pretrained (safetensors); the folder loads in plain transformers."""
     with whole(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
 
 
 def save_state(path, **state):
-    """Training state (weights, optimizer, step, ...) as one file that replaces the last one at once."""
+    """Training state (weights, optimizer, step) as one file that replaces the last one at once."""
     with whole(path) as temporary:
         torch.save(state, temporary)
 
 
 def load_state(path):
-    """The state that `save_state` wrote, or None. Tensors and plain values only: nothing in the file is executed."""
+    """What `save_state` wrote, or None. Tensors and plain values only: nothing is executed."""
+    if not Path(path).exists():
+        return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True) if Path(path).exists() else None
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types here
-        raise UserError(f"{path} is damaged ({one_line(error)[:200] or type(error).__name__}); delete it, and the same command "
-                        "trains from the start") from None
-
-
-def check_update(step, loss, norm, batch, output, accelerator):
-    """Stop before a loss or gradient that is not finite reaches the weights; its batch (JSON values) is kept to look at."""
-    if math.isfinite(loss) and math.isfinite(norm):
-        return
-    rank = accelerator.process_index
-    file = Path(output) / (f"bad_batch-{rank}.json" if rank else "bad_batch.json")
-    write_json(file, {"step": step, "loss": str(loss), "grad_norm": str(norm), "batch": batch})
-    raise UserError(f"step {step}: the loss is {loss} and the gradient's norm {norm}; the batch is in {file}, the last good "
-                    f"state is kept in {output}; try a lower --lr with another --output")
+        raise UserError(f"{path} is damaged ({one_line(error)[:200]}); delete it, and the same "
+                        "command trains from the start") from None
 
 
 # ----- long sampling, in chunks that are files -----
 
 def in_chunks(path, items, make_rows, accelerator, chunk_size, label):
-    """Rows of all items in item order, also written to the JSON-lines file `path`; continues after a kill.
+    """Rows of all items in item order, also written to the file `path`; continues after a kill.
 
-    Every chunk is made by one process (chunk number modulo processes) and appears as a whole file, so the result does not
-    depend on the number of processes, and a stopped run loses the chunk in the making only.
+    One process makes a chunk (chunk number modulo processes), as a whole file, so the result does
+    not depend on the number of processes, and a stopped run loses the chunk in the making only.
     make_rows: list of items -> list of JSON rows, each with the item's "id".
     """
     path = Path(path)
@@ -472,7 +599,8 @@ def in_chunks(path, items, make_rows, accelerator, chunk_size, label):
     chunks = [items[i:i + chunk_size] for i in range(0, len(items), chunk_size)]
     if not path.exists():
         mine = range(accelerator.process_index, len(chunks), accelerator.num_processes)
-        for c in tqdm(mine, desc=label, unit="chunk", disable=not accelerator.is_local_main_process):
+        for c in tqdm(mine, desc=label, unit="chunk",
+                      disable=not accelerator.is_local_main_process):
             part = parts / f"{c:05d}.jsonl"
             if not part.exists():
                 write_rows(part, make_rows(chunks[c]))
@@ -485,20 +613,3 @@ def in_chunks(path, items, make_rows, accelerator, chunk_size, label):
         shutil.rmtree(parts)
     accelerator.wait_for_everyone()
     return read_rows(path)
-
-
-def log_metrics(folder, accelerator=None, **metrics):
-    """One line of metrics.jsonl, with this process's peak memory so far; with `--log_with` also one call of the tracker."""
-    metrics["memory/peak_gb"] = peak_gb()
-    append_jsonl(Path(folder) / "metrics.jsonl", [metrics])
-    if accelerator is not None and accelerator.trackers:
-        accelerator.log({k: v for k, v in metrics.items() if isinstance(v, (int, float))}, step=metrics.get("step"))
-
-
-def trim_metrics(folder, step, accelerator):
-    """Drop the metrics of updates that a kill undid (they come after the last saved state)."""
-    for path in (Path(folder) / "metrics.jsonl", Path(folder) / "samples.jsonl"):
-        if accelerator.is_main_process and path.exists():
-            rows = read_rows(path, repair=True)
-            write_rows(path, [r for r in rows if r.get("step", 0) <= step])
-    accelerator.wait_for_everyone()
