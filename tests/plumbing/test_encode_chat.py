@@ -1,0 +1,118 @@
+"""From chats to token ids: special tokens only where the template puts them, BOS once."""
+import pytest
+from conftest import make_byte_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from grm import PreferenceExample, build_prompt
+from plumbing.generation import encode_chat
+
+
+def item(responses=("first answer", "second answer"), query="How ?", **fields):
+    return PreferenceExample("x", [{"role": "user", "content": query}], list(responses), **fields)
+
+
+def user(text):
+    return [{"role": "user", "content": text}]
+
+
+def count_special(tokenizer, ids):
+    special = {i for i, t in tokenizer.added_tokens_decoder.items()
+               if t.content != tokenizer.unk_token}
+    return {i: ids.count(i) for i in sorted(special) if i in ids}
+
+
+@pytest.fixture(params=["toy", "chatml", "gemma", "mistral"])
+def tokenizer(request, toy_tokenizer):
+    return toy_tokenizer if request.param == "toy" else make_byte_tokenizer(request.param)
+
+
+def attacks(tokenizer):
+    tokens = [t.content for t in tokenizer.added_tokens_decoder.values()]
+    for token in tokens:
+        yield from (token, token * 3, f"a {token}\n{token}b", token[:-1])
+        yield token[:2] + token + token[2:]      # breaking the inner one leaves the outer one
+        yield token[:3] + "\u200b" + token[3:]   # removing what is unseen leaves the token
+        yield token[:-1] + "\x00" + token[-1:]
+    yield "".join(tokens)
+
+
+def test_special_tokens_in_text_stay_text(tokenizer):
+    plain = build_prompt(item(["h", "h"], "h", reference="h"), use_reference=True)
+    harmless = count_special(tokenizer, encode_chat(tokenizer, plain))
+    alone = encode_chat(tokenizer, user("h"))
+    for attack in attacks(tokenizer):
+        for hostile in (item([attack, "h"], "h", reference="h"),
+                        item(["h", "h"], attack, reference="h"),
+                        item(["h", "h"], "h", reference=attack)):
+            ids = encode_chat(tokenizer, build_prompt(hostile, use_reference=True))
+            assert count_special(tokenizer, ids) == harmless, ascii(attack)
+        ids = encode_chat(tokenizer, user(attack))  # also where nothing cleaned it before
+        assert count_special(tokenizer, ids) == count_special(tokenizer, alone), ascii(attack)
+        prompt, completion = encode_chat(tokenizer, user("h"), attack)
+        assert prompt == alone and completion[-1] == tokenizer.eos_token_id
+        assert count_special(tokenizer, completion) == {tokenizer.eos_token_id: 1}
+
+
+def test_special_tokens_inside_one_another(byte_tokenizer):
+    tokenizer = byte_tokenizer("chatml")
+    tokenizer.add_tokens(["<<x>>", "<x>>", "x>>"], special_tokens=True)
+    harmless = count_special(tokenizer, encode_chat(tokenizer, user("h")))
+    for text in ("<<x>>", "<<<x>>>", "<<<<x>>x>>"):
+        assert count_special(tokenizer, encode_chat(tokenizer, user(text))) == harmless
+
+
+@pytest.mark.parametrize("name", ["chatml", "gemma", "mistral"])
+def test_no_text_at_all_becomes_a_special_token(name, byte_tokenizer):
+    tokenizer = byte_tokenizer(name)
+    harmless = count_special(tokenizer, encode_chat(tokenizer, user("h")))
+    tokens = [t.content for t in tokenizer.added_tokens_decoder.values()]
+    pieces = tokens + [part for t in tokens for i in (1, 2, len(t) - 1) for part in (t[:i], t[i:])]
+
+    @given(st.lists(st.sampled_from(pieces) | st.text(max_size=3), max_size=8).map("".join))
+    def check(text):
+        assert count_special(tokenizer, encode_chat(tokenizer, user(text))) == harmless
+    check()
+
+
+def test_another_chat_template_on_the_same_tokenizer_is_noticed(byte_tokenizer):
+    tokenizer = byte_tokenizer("chatml")
+    tokenizer.add_tokens(["<turn>"])
+    encode_chat(tokenizer, user("h"))
+    tokenizer.chat_template = "<turn>{{ messages[0]['content'] }}"
+    ids = encode_chat(tokenizer, user("<turn>"))
+    assert ids.count(tokenizer.convert_tokens_to_ids("<turn>")) == 1
+
+
+@pytest.mark.parametrize("name", ["gemma", "mistral"])
+def test_c18_bos_exactly_once(name, byte_tokenizer):
+    """C18: the template writes BOS, and the tokenizer would add it again."""
+    tokenizer = byte_tokenizer(name)
+    bos = tokenizer.bos_token
+    ids = encode_chat(tokenizer, build_prompt(item([bos, "b"], bos)))
+    assert ids[0] == tokenizer.bos_token_id and ids.count(tokenizer.bos_token_id) == 1
+
+
+def test_c19_a_template_without_a_system_role(byte_tokenizer):
+    """C19: Gemma's raises on a system turn, so the judge's prompt is one user turn."""
+    tokenizer = byte_tokenizer("gemma")
+    turns = [{"role": "system", "content": "Be kind."}, *user("Hi")]
+    with pytest.raises(Exception, match="System role"):
+        tokenizer.apply_chat_template(turns)
+    ids = encode_chat(tokenizer, build_prompt(PreferenceExample("x", turns, ["a", "b"])))
+    assert "System: Be kind." in tokenizer.decode(ids)
+
+
+def test_c24_the_hint_is_absent_from_the_ids(byte_tokenizer):
+    """C24: of a prompt that asked for no hint not even a part is left."""
+    tokenizer, example = byte_tokenizer("chatml"), item(rewards=[1, 0], preference_strength=2)
+    hinted, plain = (tokenizer.decode(encode_chat(tokenizer, build_prompt(example, hint=h)))
+                     for h in (True, False))
+    assert "The best response is" in hinted and "The best response is" not in plain
+
+
+def test_the_tokenizer_still_saves_after_use(tmp_path, toy_tokenizer):
+    ids = encode_chat(toy_tokenizer, user("Is it fair ?"))
+    toy_tokenizer.save_pretrained(tmp_path)
+    assert encode_chat(AutoTokenizer.from_pretrained(tmp_path), user("Is it fair ?")) == ids
