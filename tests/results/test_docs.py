@@ -1,0 +1,169 @@
+"""README.md, docs/*.md and docstrings: every command is one that its program accepts, and every
+path, link, flag, place and test named there exists."""
+import argparse
+import ast
+import importlib
+import re
+import shlex
+import sys
+
+import pytest
+from conftest import ROOT
+
+SIX = ["grm", "spct_rft", "spct_rl", "meta_rm", "infer_scale", "eval"]
+PAGES = ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+TEXT = {page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES}
+README = TEXT["README.md"]
+FOLDERS = [".", "plumbing", "toy_world", "extras", "results", "exercises"]
+SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+           for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))}
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+STARTS = r"(?:\w+=\S+ )*(?:python|torchrun|accelerate|make) "
+
+
+# ----- commands -----
+
+def command_lines():
+    """Of a page: its bash blocks, and inline code that starts a program; of a docstring: its
+    indented lines that do."""
+    for text in TEXT.values():
+        blocks = "".join(body for kind, body in FENCE.findall(text) if kind == "bash")
+        yield from re.sub(r"\\\n\s*", " ", blocks).splitlines()
+        spans = [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", FENCE.sub("", text))]
+        yield from (code for code in spans if re.match(STARTS, code))
+    for source in SOURCES.values():
+        text = re.sub(r"\\\n\s*", " ", ast.get_docstring(ast.parse(source)) or "")
+        yield from (line.strip() for line in text.splitlines() if re.match(" {4}" + STARTS, line))
+
+
+def commands():
+    """[(program, its words)]; shell variables are replaced by their values."""
+    found, values = set(), {}
+    for line in command_lines():
+        values |= dict(re.findall(r'^(\w)="(.*)"$', line))
+        line = re.sub(r"\$(\w)\b", lambda match: values[match[1]], line)
+        for part in re.split(r"&&|;", re.sub(r"\s#.*", "", line.replace("<hub id>", "owner/name"))):
+            words = shlex.split(part)
+            while words and re.match(r"\w+=", words[0]):
+                words.pop(0)
+            if not words or words[0] in ("pip", "unzip", "hf", "vllm", "."):
+                continue  # programs of others
+            if words[0] == "make":
+                makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+                assert all(f"\n{target}:" in makefile for target in words[1:]), part
+                continue
+            at = next((i for i, w in enumerate(words) if w.endswith(".py") or w == "-m"), None)
+            if at is None and words[:2] == ["accelerate", "launch"]:
+                continue  # a sentence about the launcher
+            assert at and words[0] in ("python", "torchrun", "accelerate"), f"which program? {part}"
+            words = words[at:] if words[at] != "-m" else words[at + 1:]
+            if words[0] not in ("venv", "pytest"):
+                found.add((words[0].removesuffix(".py"), *words[1:]))
+    return sorted(found)
+
+
+class Parsed(Exception):
+    """The flags were read; nothing else was done."""
+
+
+@pytest.fixture
+def parse(monkeypatch, capsys):
+    """parse(program, *words) -> the parser that accepted them; fails where the program refuses."""
+    read = argparse.ArgumentParser.parse_args
+
+    def read_and_stop(self, *args, **kwargs):
+        read(self, *args, **kwargs)
+        raise Parsed(self)
+
+    def run(program, *words):
+        file = ROOT / (program.replace(".", "/") + ".py")
+        assert file.exists(), f"no program {program}"
+        monkeypatch.setattr(argparse.ArgumentParser, "parse_args", read_and_stop)
+        monkeypatch.setattr(sys, "argv", [str(file), *words])
+        monkeypatch.chdir(ROOT)
+        try:
+            importlib.import_module(program).main()
+        except SystemExit:
+            pytest.fail(capsys.readouterr().err)
+        except Parsed as stop:
+            return stop.args[0]
+        pytest.fail("the program did not read its flags")
+    return run
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_is_one_that_its_program_accepts(command, parse):
+    parse(*command)
+
+
+def test_commands_of_all_kinds_are_found():
+    found = commands()
+    assert len(found) >= 50 and {*SIX, "exercises.check"} <= {program for program, *_ in found}
+    assert any("128" in command and "Skywork/" in " ".join(command) for command in found)  # $D
+
+
+@pytest.mark.parametrize("program", SIX)
+def test_every_flag_is_explained(program, parse):
+    parser = parse(program)
+    flags = {action.dest: action.help for action in parser._actions}
+    assert all(flags.values()) and {"model", "data", "output", "seed", "limit"} <= set(flags)
+    assert not re.search(r"(None|False)\]", parser.format_help())
+
+
+def test_the_quick_start_runs_as_printed(cli, tmp_path, monkeypatch):
+    """Each command in an empty folder, with flags appended that make it short."""
+    block = next(body for _, body in FENCE.findall(README) if "accelerate launch" in body)
+    short = {"spct_rft": "--limit 24 --epochs 0.2", "spct_rl": "--steps 1 --prompts_per_step 8",
+             "meta_rm": "--limit 24", "infer_scale": "--limit 12 --k 4"}
+    monkeypatch.chdir(tmp_path)
+    started = []
+    lines = re.findall(r"^(?:python|accelerate launch) (\w+)\.py([^#\n]*)", block, re.M)
+    for program, words in lines:
+        code, out, err = cli(program, *words.split(), *short.get(program, "").split())
+        assert code == 0, f"{program}{words}\n{err}"
+        started.append(program)
+        if program == "grm":  # what README says of the judge before training
+            assert re.search(r"`(Specific Criteria: [^`]*)`", README)[1] in out
+    assert started == SIX
+    assert all((tmp_path / made).is_dir() for made in re.findall(r"-> (runs/toy/\w+)", block))
+
+
+# ----- paths, links, flags, places, tests -----
+
+def functions(source):
+    """{function or class: (first line, last line)} of a file."""
+    return {n.name: (n.lineno, n.end_lineno) for n in ast.parse(source).body if hasattr(n, "name")}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_everything_named_exists(page):
+    text, missing = TEXT[page], []
+    folders = "tests|results|docs|extras|exercises|plumbing|toy_world"
+    for path in re.findall(rf"(?<![\w/.-])((?:{folders})/[\w./-]*\w|\w+\.py)\b", text):
+        missing += [path] * (not (ROOT / path).exists() and not list(ROOT.glob(f"tests/*/{path}")))
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        file, _, anchor = target.partition("#")
+        goal = (ROOT / page).parent / file if file else ROOT / page
+        if not target.startswith("https://"):
+            titles = re.findall(r"^#+ (.*)$", goal.read_text() if anchor else "", re.M)
+            titles = [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
+            missing += [target] * (not goal.exists() or bool(anchor) and anchor not in titles)
+    known = set(re.findall(r'"(--\w+)"', "".join(SOURCES.values())))
+    gone = text.partition("## Flags that are gone")[2]
+    assert not known & set(re.findall(r"^\| `(--\w+)`", gone, re.M))
+    spans = [s for s in re.findall(r"`([^`]+)`", FENCE.sub("", text.removesuffix(gone)))]
+    said = {flag for s in spans if s.startswith("--") for flag in re.findall(r"--\w+", s)}
+    missing += said - known - {"--generation", "--node_rank"}  # of vLLM and torchrun
+    for file, name in re.findall(r"`((?:\w+/)?\w+\.py):(\w+)`", text):
+        missing += [f"{file}:{name}"] * (name not in functions(SOURCES[file]))
+    for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", text):
+        found = "".join(path.read_text() for path in ROOT.glob(f"tests/*/{file}"))
+        missing += [f"{file}::{name}"] * (f"\ndef {name}(" not in found)
+    assert not missing
+
+
+def test_the_readme_has_a_test_for_every_equation_of_the_paper():
+    places = "\n".join(row.split("|")[1] for row in README.splitlines() if "::" in row)
+    spans = re.findall(r"(?:Eqs?\. |, |; )(\d+)(?:-(\d+))?", places)
+    named = {n for low, high in spans for n in range(int(low), int(high or low) + 1)}
+    assert named == set(range(1, 16)) and "TODO" not in "".join(TEXT.values())
