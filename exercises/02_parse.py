@@ -1,9 +1,13 @@
-r"""Task 2: read the scores out of a judgment. Paper §2.1, Eq. 7 ({S_i} = f_extract(C)), App. G. 4 points.
+r"""Task 2: read the scores out of a judgment.
 
-The judge ends its text with a box, for example `Scores: \boxed{8, 9}`; the words before it vary. Return the n scores as a
-list of int, or None if the judgment cannot be read. The rules of this repository, where the paper is silent:
+Paper §2.1, Eq. 7 ({S_i} = f_extract(C)), App. G. 4 points.
 
-- the LAST \boxed counts, even if an earlier one would parse (the judge may quote a response, or think aloud);
+The judge ends its text with a box, for example `Scores: \boxed{8, 9}`; the words before it vary.
+Return the n scores as a list of int, or None if the judgment cannot be read. The rules of this
+repository, where the paper is silent:
+
+- the LAST \boxed counts, even if an earlier one would parse (the judge may quote a response, or
+  think aloud);
 - it must hold n integers from 1 to 10, separated by commas, and be closed;
 - nothing is repaired: no default score, no score filled in, none left out, none rounded or clamped.
 
@@ -12,5 +16,8 @@ Why so strict: a lenient parser rewards text that is not in the format, and RL f
 
 
 def parse(text, n):
-    """text: the judge's whole output.  n: number of responses.  Returns n int, in displayed order, or None."""
+    """text: all that the judge wrote.  n: number of responses.
+
+    Returns n int, in displayed order, or None.
+    """
     raise NotImplementedError

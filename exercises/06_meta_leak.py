@@ -1,19 +1,22 @@
 """Task 6: labels and split of the meta RM's data, with three bugs. Paper §4. 6 points, two per bug.
 
-The meta RM learns whether a judgment is correct (Eq. 10). Its held-out figures looked too good, its guidance did not help.
-Every function is meant to do what its docstring says; find the three places where it does not.
+The meta RM learns whether a judgment is correct (Eq. 10). Its held-out figures looked too good, its
+guidance did not help. Every function is meant to do what its docstring says; find the three places
+where it does not.
 """
 import random
 
 
-def training_rows(trajectories):
-    """Rows (item id, text, label): one for each NON-HINTED trajectory that parsed. label: 1.0 if correct (Eq. 10), else 0.0.
+def training_rows(judgments):
+    """Rows (item id, text, label), one for each NON-HINTED judgment that parsed.
 
-    A trajectory: {"id", "hinted": bool, "text", "permutation", "shown": scores in displayed order or None, "rewards": in
-    original order}; permutation[place] is the index of the response shown at that place. All have n >= 2.
+    label: 1.0 if correct (Eq. 10), else 0.0.
+    A judgment: {"id", "hinted": bool, "text", "permutation", "shown": scores in displayed order or
+    None, "rewards": in original order}; permutation[place] is the index of the response shown at
+    that place. All have n >= 2.
     """
     rows = []
-    for t in trajectories:
+    for t in judgments:
         if t["shown"] is None:
             continue
         best = t["rewards"].index(max(t["rewards"]))
@@ -23,10 +26,11 @@ def training_rows(trajectories):
 
 
 def split(rows, held_out=0.1, seed=0):
-    """(training rows, held-out rows): about `held_out` of the items are held out, each with all its rows.
+    """(training rows, held-out rows): about `held_out` of the items, each with all its rows.
 
-    It is called twice: for the rows of the RFT stage, and later for those of the GRM, which are other rows, in another
-    order, of some of the same items. An item must fall on the same side both times.
+    It is called twice: for the rows of the RFT stage, and later for those of the GRM, which are
+    other rows, in another order, of some of the same items. An item must fall on the same side both
+    times.
     """
     rng = random.Random(seed)
     train, held = [], []

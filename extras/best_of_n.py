@@ -1,55 +1,64 @@
-"""A trained GRM as a selector: a policy writes N responses, the judge scores all of them in one judgment, the best is kept.
+r"""A trained GRM as a selector: a policy writes N responses, the one it scores highest is kept.
 
-    python -m extras.best_of_n.py                              # toy judge; responses of the toy world, which has no policy
-    python -m extras.best_of_n.py --policy HuggingFaceTB/SmolLM2-135M-Instruct --judge runs/qwen/rl/model \
-        --template full --max_new_tokens 512 --prompt "How do I boil an egg?" --n 8 --k 8
+    python -m extras.best_of_n          # toy judge; responses of the toy world, which has no policy
+    python -m extras.best_of_n --policy HuggingFaceTB/SmolLM2-135M-Instruct \
+        --judge runs/qwen/rl/model --template full --max_new_tokens 512 \
+        --prompt "How do I boil an egg?" --n 8 --k 8
 
-k > 1 sums k judgments per response (Eq. 14). A judgment that does not parse does not vote; where none parses nothing is chosen.
+All N stand in one judgment; k > 1 sums k of them per response (Eq. 14). A judgment that does not
+parse does not vote; where none parses nothing is chosen.
 """
 import argparse
 import math
 
-from grm import TOY_BASE, encode_chat, score
-from plumbing.generation import generate, load_model
+from grm import TOY_BASE, score
+from plumbing.generation import complete, load_model
 from plumbing.runs import UserError, command_line, share_threads
-from toy_world import world as toy
+from toy_world import world
 
 
 def write_responses(policy, tokenizer, prompt, n, max_new_tokens, temperature=1.0, seed=0):
     """n texts of the policy for one prompt (a list of messages)."""
-    ids = encode_chat(tokenizer, prompt)
-    rows = generate(policy, tokenizer, [ids] * n, temperature, max_new_tokens, [f"{seed}/{i}" for i in range(n)])
-    return [tokenizer.decode(row.ids, skip_special_tokens=True) for row in rows]
+    seeds = [f"{seed}/{i}" for i in range(n)]
+    return [c.text for c in complete(policy, tokenizer, [prompt] * n, temperature, max_new_tokens,
+                                     seeds)]
 
 
 @command_line
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Choose the best of N responses with a GRM.")
     parser.add_argument("--policy", help="model that answers")
     parser.add_argument("--judge", default=TOY_BASE, help="the trained GRM, e.g. runs/toy/rl/model")
     parser.add_argument("--prompt", help="what it answers")
     parser.add_argument("--n", type=int, default=4, help="responses to choose from")
     parser.add_argument("--k", type=int, default=8, help="judgments that vote")
     parser.add_argument("--answer_tokens", type=int, default=128, help="tokens per response")
-    parser.add_argument("--template", default="compact", help="the judge's prompt: full, compact or a file")
+    parser.add_argument("--template", default="compact",
+                        help="the judge's prompt: full, compact or a file")
     parser.add_argument("--max_new_tokens", type=int, default=160, help="tokens per judgment")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     if (args.policy is None) != (args.prompt is None):
         raise UserError("give --policy and --prompt together, or neither of them")
     share_threads()
-    item = next(e for e in toy.items("test", 9, seed=args.seed) if len(e.responses) > 1)
+
+    # 1. a prompt and N responses
+    item = next(e for e in world.items("test", 9, seed=args.seed) if len(e.responses) > 1)
     prompt, responses = item.prompt, item.responses
     if args.policy:
         prompt = [{"role": "user", "content": args.prompt}]
-        responses = write_responses(*load_model(args.policy), prompt, args.n, args.answer_tokens, seed=args.seed)
+        responses = write_responses(*load_model(args.policy), prompt, args.n, args.answer_tokens,
+                                    seed=args.seed)
     print(prompt[-1]["content"])
-    votes = score(*load_model(args.judge), prompt, responses, k=args.k, seed=args.seed, template=args.template,
-                  max_new_tokens=args.max_new_tokens)
-    for total, text in sorted(zip(votes, responses, strict=True), key=lambda pair: -pair[0]):
+
+    # 2. k judgments of all of them, and the choice
+    votes = score(*load_model(args.judge), prompt, responses, k=args.k, seed=args.seed,
+                  template=args.template, max_new_tokens=args.max_new_tokens)
+    ranked = sorted(zip(votes, responses, strict=True), key=lambda pair: -pair[0])
+    for total, text in ranked:
         print(f"{total:6.1f}  {text}")
     print("no judgment parsed, nothing is chosen" if math.isnan(votes[0]) else
-          f"best of {len(responses)}: {responses[votes.index(max(votes))]}")
+          f"best of {len(responses)}: {ranked[0][1]}")
 
 
 if __name__ == "__main__":

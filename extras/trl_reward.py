@@ -1,10 +1,13 @@
-"""A trained GRM as the reward of another model's RL: a `reward_funcs` for TRL's GRPOTrainer (pip install "trl>=1.16,<2").
+r"""A trained GRM as the reward of another model's RL: a `reward_funcs` for TRL's GRPOTrainer.
 
-    python -m extras.trl_reward.py                                      # two steps on the toy world
-    accelerate launch examples/trl_reward.py --policy Qwen/Qwen2.5-0.5B-Instruct --judge runs/qwen/rl/model --template full
+    pip install "trl>=1.16,<2"
+    python -m extras.trl_reward                                  # two steps on the toy world
+    accelerate launch -m extras.trl_reward --policy Qwen/Qwen2.5-0.5B-Instruct \
+        --judge runs/qwen/rl/model --template full
 
-GRPO compares the completions of one prompt with each other, and so does a GRM: a group is judged as one list, k times, and each
-completion gets its mean score. The judge must be trained on lists as long as the group (a judge of pairs: 2).
+GRPO compares the completions of one prompt with each other, and so does a GRM: a group is judged as
+one list, k times, and each completion gets its mean score. The judge must be trained on lists as
+long as the group (a judge of pairs: 2).
 """
 import argparse
 import math
@@ -14,14 +17,16 @@ import torch
 from grm import TOY_BASE, score
 from plumbing.generation import load_model
 from plumbing.runs import UserError, command_line
-from toy_world import world as toy
+from toy_world import world
 
 
 def grm_reward(judge, tokenizer, k=4, **options):
-    """reward(prompts, completions) -> mean points 1..10 per completion. options: of `sample_judgments`.
+    """reward(prompts, completions) -> mean points 1..10 per completion.
 
-    Completions that follow each other under the same prompt are one list. Choice: a list of which no judgment parses gets 0
-    for all of its members: equal rewards, so that it teaches nothing.
+    Completions that follow each other under the same prompt are one list.
+    options: of `sample_judgments`.
+    Choice: a list of which no judgment parses gets 0 for all of its members: equal rewards, so that
+    it teaches nothing.
     """
     def reward(prompts, completions, **columns):
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
@@ -42,7 +47,8 @@ def main():
     parser = argparse.ArgumentParser(description="Train a policy with GRPO on the scores of a GRM.")
     parser.add_argument("--policy", default=TOY_BASE, help="model to train")
     parser.add_argument("--judge", default=TOY_BASE, help="the trained GRM, e.g. runs/toy/rl/model")
-    parser.add_argument("--template", default="compact", help="the judge's prompt: full, compact or a file")
+    parser.add_argument("--template", default="compact",
+                        help="the judge's prompt: full, compact or a file")
     parser.add_argument("--group", type=int, default=2, help="completions per prompt")
     parser.add_argument("--output", default="runs/trl", help="folder of the trainer")
     args = parser.parse_args()
@@ -50,16 +56,21 @@ def main():
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
     except ImportError as error:
-        raise UserError(f'{error.name} is missing or too old: pip install "trl>=1.16,<2"') from error
-    prompts = [{"prompt": chat[:1]} for chat in toy.general_chats(8)]  # your own: rows with a "prompt", text or messages
+        raise UserError(f'{error.name} is missing or too old: pip install "trl>=1.16,<2"'
+                        ) from error
+    # your own: rows with a "prompt", text or messages
+    prompts = [{"prompt": chat[:1]} for chat in world.general_chats(8)]
     gpu = torch.cuda.is_available()
-    config = GRPOConfig(args.output, max_steps=2, per_device_train_batch_size=8, num_generations=args.group, learning_rate=1e-5,
-                        max_completion_length=24, bf16=gpu, use_cpu=not gpu, logging_steps=1, report_to="none")
+    config = GRPOConfig(args.output, max_steps=2, per_device_train_batch_size=8,
+                        num_generations=args.group, learning_rate=1e-5, max_completion_length=24,
+                        bf16=gpu, use_cpu=not gpu, logging_steps=1, report_to="none")
     policy, tokenizer = load_model(args.policy, dtype=torch.float32)
-    trainer = GRPOTrainer(policy, grm_reward(*load_model(args.judge), template=args.template), args=config,
-                          train_dataset=Dataset.from_list(prompts), processing_class=tokenizer)
+    reward = grm_reward(*load_model(args.judge), template=args.template)
+    trainer = GRPOTrainer(policy, reward, args=config, train_dataset=Dataset.from_list(prompts),
+                          processing_class=tokenizer)
     trainer.train()
-    print("mean points:", [round(row["reward"], 2) for row in trainer.state.log_history if "reward" in row])
+    print("mean points:", [round(row["reward"], 2) for row in trainer.state.log_history
+                           if "reward" in row])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Task 2: find the last box first, then ask whether it is well formed; never the other way round."""
+"""Task 2: find the last box first, then ask whether it is well formed; never the other way."""
 import re
 
 

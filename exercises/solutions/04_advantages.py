@@ -1,4 +1,4 @@
-"""Task 4: a dead group is tested for by its spread, not saved by a small number in the denominator."""
+"""Task 4: a dead group is told by its spread, not saved by a small number in the denominator."""
 
 
 def group_advantages(rewards, G):

@@ -1,13 +1,17 @@
-"""Task 6: hinted trajectories leak the label, the shown order mislabels, a split by row puts an item on both sides."""
+"""Task 6: hinted judgments leak the label, the shown order mislabels, a split by row puts an item
+on both sides.
+"""
 import random
 
 
-def training_rows(trajectories):
+def training_rows(judgments):
     rows = []
-    for t in trajectories:
-        if t["shown"] is None or t["hinted"]:  # a hinted judgment knew the answer; the judges to be guided will not
+    for t in judgments:
+        # a hinted judgment knew the answer; the judges to be guided will not
+        if t["shown"] is None or t["hinted"]:
             continue
-        best = t["permutation"].index(t["rewards"].index(max(t["rewards"])))  # the place where the best one was shown
+        # the place where the best one was shown
+        best = t["permutation"].index(t["rewards"].index(max(t["rewards"])))
         correct = all(t["shown"][best] > s for i, s in enumerate(t["shown"]) if i != best)
         rows.append((t["id"], t["text"], float(correct)))
     return rows

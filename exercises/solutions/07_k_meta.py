@@ -1,4 +1,4 @@
-"""Task 7: as many as the meta RM believes in. The threshold 1 was chosen on the practice samples."""
+"""Task 7: as many as the meta RM believes in. The threshold 1 is chosen on the practice samples."""
 
 
 def k_meta(meta_logits):

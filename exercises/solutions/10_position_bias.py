@@ -1,4 +1,4 @@
-"""Task 10: one number per clear verdict, (first shown won) - 1/n; then the cluster bootstrap of its mean."""
+"""Task 10: one number per clear verdict, (first shown won) - 1/n; then the cluster bootstrap."""
 import numpy as np
 
 
