@@ -316,7 +316,7 @@ def test_every_stage_stops_at_a_bad_gradient(program, tiny, cli, tmp_path, monke
     output = tmp_path / "run"
     first = ["btrm"] if program == "extras.baselines" else []
     said = error_of(cli(program, *first, "--model", tiny, "--limit", 12, "--output", output,
-                        "--save_every", 1, *words))
+                        "--save_every", 1, "--max_new_tokens", 5, *words))
     assert "step 2: " in said and "bad_batch.json" in said
     assert len(read_json(output / "bad_batch.json")["batch"]) == (2 if first else 4)
     state = load_state(output / "state.pt")

@@ -1,0 +1,188 @@
+"""The whole line at its smallest: the demo, the same bytes twice, and what users do wrong."""
+import contextlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, error_of, run_program
+
+from plumbing.runs import read_json, read_rows, write_rows
+
+MEDIUM = ["--model", ROOT / "toy_world" / "medium"]
+
+
+# ----- the demo -----
+
+@contextlib.contextmanager
+def stages_in_this_process():
+    """The demo starts a process for each stage; here each one costs no start."""
+    real = subprocess.run
+
+    def run(words, *args, **options):
+        if words[0] != sys.executable:
+            return real(words, *args, **options)
+        program = ".".join(Path(words[1]).relative_to(ROOT).with_suffix("").parts)
+        code, out, err = run_program(program, *words[2:])
+        print(out)
+        print(err, file=sys.stderr)
+        return subprocess.CompletedProcess(words, code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", run)
+        patch.setattr(os, "execv", lambda file, words: sys.exit(run(words).returncode))
+        yield
+
+
+SMALL = ["--limit", 24, "--k", 8, "--rft", "--limit 40 --epochs 0.3", "--meta", "--limit 40",
+         "--rl", "--steps 2 --prompts_per_step 8"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "toy"
+    with stages_in_this_process():
+        code, said, errors = run_program("results.demo", "--output", out, *SMALL)
+    assert code == 0, errors[-3000:]
+    return out, said
+
+
+def test_the_demo_ends_with_table_figure_and_summary(demo):
+    out, said = demo
+    assert (out / "tables" / "curve.png").read_bytes()[:4] == b"\x89PNG"
+    summary = read_json(out / "summary.json")
+    assert {"n_test", "seed", "voting", "guided", "random_subset", "paired"} <= set(summary)
+    assert set(summary["seconds"]) == {"rft", "rl", "meta_rm", "sample", "eval"}
+    for stage in ("base", "rft", "grm"):
+        low, high = summary[stage]["greedy_ci"]
+        assert 0 <= low <= summary[stage]["greedy"] <= high <= 1
+    assert {"rft-base", "grm-rft"} <= set(summary["paired"])
+    for line in ("accelerate launch spct_rft.py", "Voting@8", "guided by meta RM",
+                 "paired differences"):
+        assert line in said
+
+
+def test_every_model_of_the_demo_loads_in_plain_transformers(demo):
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+    )
+    out, _ = demo
+    for stage in ("rft", "rl"):
+        AutoModelForCausalLM.from_pretrained(out / stage / "model")
+        assert AutoTokenizer.from_pretrained(out / stage / "model").chat_template
+    meta_rm = AutoModelForSequenceClassification.from_pretrained(out / "meta_rm" / "model")
+    assert meta_rm.config.num_labels == 1
+
+
+def test_samples_hold_what_every_later_number_needs(demo):
+    rows = read_rows(demo[0] / "voting" / "samples.jsonl")
+    assert len(rows) == len({r["id"] for r in rows}) == 24
+    for row in rows:
+        assert len(row["samples"]) == len(row["meta_logits"]) == 8
+        for sample, logit in zip(row["samples"], row["meta_logits"]):
+            assert {"permutation", "scores", "reason", "text", "tokens"} <= set(sample)
+            assert (logit is None) == (sample["scores"] is None)
+
+
+def test_a_finished_demo_runs_nothing_again(demo):
+    out, _ = demo
+    weights = out / "rl" / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    with stages_in_this_process():
+        code, said, _ = run_program("results.demo", "--output", out, *SMALL)
+    assert code == 0 and "rl: done before" in said and weights.stat().st_mtime_ns == before
+
+
+# ----- judging -----
+
+def test_the_same_seed_gives_the_same_bytes_and_the_printed_command_grades_them(tmp_path, cli):
+    said = {}
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        code, said[name], err = cli("infer_scale", *MEDIUM, "--limit", 6, "--k", 4, "--seed", seed,
+                                    "--output", tmp_path / name)
+        assert code == 0, err
+    a, b, c = ((tmp_path / name / "samples.jsonl").read_bytes() for name in "abc")
+    assert a == b != c
+    command = re.search(r"python eval\.py (--runs .*)", said["a"])[1]
+    code, table, err = cli("eval", *shlex.split(command), "--output", tmp_path / "table")
+    assert code == 0 and "accuracy" in table, err
+    assert {row.split(",")[2] for row in (tmp_path / "table" / "curve.csv").read_text(
+        ).splitlines()[1:]} >= {"1", "2", "4"}
+
+
+@pytest.mark.parametrize("responses", [1, 2, 5])
+def test_grm_prints_a_readable_judgment_and_score_sums_it(responses, cli):
+    from grm import score
+    from plumbing import generation
+    words = ["precise , thorough and focused", "rude and vague", "guessed and cold",
+             "warm and rambling", "safe and terse"][:responses]
+    texts = [f"This reply on chess is {w} ." for w in words]
+    code, said, err = cli("grm", "--prompt", "Tell me something nice about chess .",
+                          *[word for text in texts for word in ("--response", text)])
+    assert code == 0, err
+    for line in ("Specific Criteria:", "Analysis:", "\\boxed{", "1 of 1 judgments valid", *texts):
+        assert line in said
+    model, tokenizer = generation.load_model(MEDIUM[1])
+    for k in (1, 4):
+        scores = score(model, tokenizer, "How many steps does chess take ?", texts, k=k,
+                       template="compact")
+        assert len(scores) == responses and all(k <= s <= 10 * k for s in scores)
+
+
+# ----- what users do wrong -----
+
+@pytest.mark.parametrize("words, named", [
+    ("eval --data no/such.jsonl", "no/such.jsonl"),
+    ("eval --runs a=no/such", "no/such"),
+    ("eval --limit 0", "--limit"),
+    ("eval --temperature nan", "--temperature must be finite"),
+    ("eval --seed 99999999999", "--seed must be below"),
+    ("eval --nonsense 1", "--nonsense"),
+    ("grm --data toy --prompt x", "not both"),
+    ("infer_scale --k 0", "--k must be at least 1"),
+    ("infer_scale --k many", "--k"),
+    ("infer_scale --model ./no_model", "no_model"),
+    ("infer_scale --split holdout --model toy_world/medium", "holdout"),
+    ("meta_rm --rft_judgments no/such.jsonl", "no/such.jsonl"),
+    ("meta_rm --rft_judgments= --grm=", "--rft_judgments"),
+    ("spct_rl --temperature 0", "--temperature"),
+    ("spct_rl --micro_batch_size 6", "--micro_batch_size"),
+    ("spct_rft --no_hinted --no_non_hinted", "--general_only"),
+    ("spct_rft --general_fraction 1.5", "--general_fraction")])
+def test_a_users_mistake_is_one_line_and_exit_code_2(words, named, tmp_path, cli, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    program, *flags = words.split()
+    said = error_of(cli(program, *flags, "--output", tmp_path / "out"))
+    assert named in said
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_grm_is_one_process(cli, tmp_path):
+    said = error_of(cli("grm", *MEDIUM, "--output", tmp_path / "run", WORLD_SIZE=2))
+    assert "infer_scale.py" in said
+
+
+def test_meta_rm_names_what_is_missing_and_reports_all_held_out_judgments(tiny, cli, tmp_path):
+    items = [{"id": f"i{i}", "prompt": "Which ?", "responses": ["good", "bad"], "rewards": [1, 0],
+              "domain": ["all", "chat"][i % 2]} for i in range(24)]
+    judgments = [{"permutation": [0, 1], "text": f"Scores : {a} {b}", "scores": [a, b]}
+                 for a, b in ((9, 2), (2, 9))]
+    write_rows(tmp_path / "items.jsonl", items)
+    write_rows(tmp_path / "blind.jsonl", [{**items[0], "rewards": None}])
+    write_rows(tmp_path / "rft.jsonl", [{"id": i["id"], "non_hinted": judgments} for i in items])
+    words = ["meta_rm", "--model", tiny, "--grm", "", "--batch_size", 4, "--epochs", 0.2,
+             "--rft_judgments", tmp_path / "rft.jsonl", "--output", tmp_path / "run", "--data"]
+    assert "item i0 has no 'rewards'" in error_of(cli(*words, tmp_path / "blind.jsonl",
+                                                     "--output", tmp_path / "blind"))
+    words.append(tmp_path / "items.jsonl")
+    said = error_of(cli(*words, "--held_out", 1, "--output", tmp_path / "none"))
+    assert "--held_out 1.0 leaves no judgment" in said
+    assert cli(*words, "--held_out", 0.5)[0] == 0
+    report = read_json(tmp_path / "run" / "report.json")
+    parts = {name: part["count"] for name, part in report["held_out"].items()}
+    assert set(parts) == {"all", "chat", "rft"}
+    assert parts["all"] == parts["rft"] == 48 - report["train"] > parts["chat"] > 0
