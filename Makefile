@@ -1,5 +1,6 @@
-# make demo: the whole paper on the toy world, about ten minutes on 2 CPU cores.   make test: the test suite.
-# Both make their own virtual environment. The README says how to get the smaller CPU build of torch.
+# make demo: the whole paper on the toy world, about ten minutes on 2 CPU cores.
+# make test: the test suite.
+# Both make their own virtual environment. docs/real_models.md says how to get a smaller torch.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python

@@ -1,12 +1,17 @@
-"""Plumbing: one softmax over keys and values that many rows share. Imports nothing of ours; generation.py generates with it.
+"""One softmax over keys and values that many rows share; generation.py generates with it.
 
-The k judgments of an item share their prompt, and all items share the preamble, so while tokens are drawn
-  - keys and values of preamble and prompts are held once and read once per token, for all samples together (`SharedPrompts`);
-  - those of the completions are written into one buffer in place (the library's cache copies all of it at every token);
-  - attention is computed for each part by itself and joined at the common maximum (`attention_over_parts`).
+The k judgments of an item share their prompt, and all items share the preamble, so while tokens
+are drawn
+  - keys and values of preamble and prompts are held once and read once per token, for all samples
+    together (`SharedPrompts`);
+  - those of the completions are written into one buffer in place (the library's cache copies all of
+    it at every token);
+  - attention is computed for each part by itself and joined at the common maximum
+    (`attention_over_parts`).
 
-Letters of shapes: U distinct prompts of W tokens, R of them after the preamble; b rows still being sampled, one token each;
-H heads of the keys, n heads of the query for each of them, D their width; S prompts multiplied together, with g rows each.
+Letters of shapes: U distinct prompts of W tokens, R of them after the preamble; b rows still being
+sampled, one token each; H heads of the keys, n heads of the query for each of them, D their width;
+S prompts multiplied together, with g rows each.
 """
 from contextlib import contextmanager
 
@@ -17,14 +22,16 @@ from transformers.cache_utils import DynamicLayer
 # ----- the key/value cache: one buffer per layer, written in place -----
 
 class BufferLayer(DynamicLayer):
-    """Keys and values (B, H, length, D) as a view of a larger buffer; `update` writes the new tokens behind them.
+    """Keys and values (B, H, length, D): a view of a larger buffer, which `update` fills.
 
-    Measured on 2 cores (SmolLM2-135M, 32 rows, 620 + 48 tokens): concatenating at every token took longer than the model.
+    Measured on 2 cores (SmolLM2-135M, 32 rows, 620 + 48 tokens): concatenating at every token took
+    longer than the model.
     """
     def __init__(self, keys, values, room):
         super().__init__()
         self.used = keys.shape[2]
-        self.buffers = [x.new_empty(*x.shape[:2], self.used + room, x.shape[3]) for x in (keys, values)]
+        self.buffers = [x.new_empty(*x.shape[:2], self.used + room, x.shape[3])
+                        for x in (keys, values)]
         for buffer, old in zip(self.buffers, (keys, values), strict=True):
             buffer[:, :, :self.used] = old
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
@@ -50,58 +57,66 @@ class BufferLayer(DynamicLayer):
 
 
 def buffer_cache(cache, rows, room, length=None):
-    """A new cache with the given rows of `cache` (a row may repeat), their first `length` tokens, and room for more."""
+    """A cache with some rows of `cache` (one may repeat), their first `length` tokens, and room."""
     new = DynamicCache()
-    new.layers = [BufferLayer(layer.keys[rows, :, :length], layer.values[rows, :, :length], room) for layer in cache.layers]
+    new.layers = [BufferLayer(layer.keys[rows, :, :length], layer.values[rows, :, :length], room)
+                  for layer in cache.layers]
     return new
 
 
 # ----- attention over parts -----
 
 class SharedPrompts:
-    """Keys and values of a batch's prompts: the preamble of all rows once, the rest of each distinct prompt once.
+    """Keys and values of a batch's prompts: the preamble once, the rest of each prompt once.
 
-    Measured on one core (SmolLM2-135M, 4 prompts of 620 tokens x 8 samples, 48 new tokens) against a copy of the prompt for
-    each row: three quarters of the CPU seconds, half of the memory; more samples gain more.
+    Measured on one core (SmolLM2-135M, 4 prompts of 620 tokens x 8 samples, 48 new tokens) against
+    a copy of the prompt for each row: three quarters of the CPU seconds, half of the memory; more
+    samples gain more.
     """
     def __init__(self, cache, shared, lengths):
         """cache: of the U prompts as `prefill` leaves it, the longest (without padding) last.
 
         shared: tokens of the preamble.  lengths: (U,) tokens.
         """
-        layers = [(layer.keys, layer.values) for layer in cache.layers]                   # (U, H, W, D) each
-        self.preamble = [[x[-1:, :, :shared].clone() for x in pair] for pair in layers] if shared else None
-        self.prompts = [[x[:, :, shared:] for x in pair] for pair in layers]              # (U, H, R, D) each; see arrange
+        layers = [(layer.keys, layer.values) for layer in cache.layers]          # (U, H, W, D) each
+        self.preamble = [[x[-1:, :, :shared].clone() for x in pair]
+                         for pair in layers] if shared else None
+        self.prompts = [[x[:, :, shared:] for x in pair] for pair in layers]     # (U, H, R, D) each
         rest = self.prompts[0][0].shape[2]
-        self.places = lengths[:, None] - rest + torch.arange(rest, device=lengths.device)                 # (U, R)
-        self.real = self.places >= shared  # others are padding, or tokens that the preamble holds            (U, R)
+        places = torch.arange(rest, device=lengths.device)
+        self.places = lengths[:, None] - rest + places                           # (U, R)
+        # others are padding, or tokens that the preamble holds
+        self.real = self.places >= shared                                        # (U, R)
 
     def arrange(self, source):
-        """Take note which prompt each row continues; prompts without rows are dropped (keys and values are copied once).
+        """Note which prompt each row continues; prompts without rows are dropped.
 
-        blocks: (first prompt, end prompt, their rows (S, g)): prompts with about equally many rows (the same power of two,
-        filled up by repeating a row) make one batched product.  back: (b,) where each row is in the blocks laid end to end.
-        source [0, 0, 1]: prompt 1 with its row 2 is a block (S = 1, g = 1), prompt 0 with rows 0 and 1 another (1, 2); laid end
-        to end that is 2, 0, 1, so back is [1, 2, 0].
+        blocks: (first prompt, end prompt, their rows (S, g)). Prompts with about equally many rows
+        (the same power of two, filled up by repeating a row) make one batched product.
+        back: (b,) where each row is in the blocks laid end to end.
+        source [0, 0, 1]: prompt 1 with its row 2 is a block (S = 1, g = 1), prompt 0 with rows 0
+        and 1 another (1, 2); laid end to end that is 2, 0, 1, so back is [1, 2, 0].
         """
         counts = torch.bincount(source, minlength=len(self.real))
         owners = counts.argsort(stable=True)
         owners = owners[counts[owners] > 0]
         place = torch.empty_like(counts)
         place[owners] = torch.arange(len(owners), device=counts.device)
-        self.source, counts = place[source], counts[owners]                               # (b,), (U',)
+        self.source, counts = place[source], counts[owners]                      # (b,), (U',)
         self.prompts = [[x[owners] for x in pair] for pair in self.prompts]
         self.places, self.real = self.places[owners], self.real[owners]
         rows, starts = self.source.argsort(stable=True), counts.cumsum(0) - counts
         sizes = 2 ** counts.float().log2().ceil().long()                                  # (U',)
         self.blocks, self.back, first, slots = [], torch.empty_like(source), 0, 0
-        for size, many in zip(*(x.tolist() for x in torch.unique_consecutive(sizes, return_counts=True)), strict=True):
+        sizes, repeats = torch.unique_consecutive(sizes, return_counts=True)
+        for size, many in zip(sizes.tolist(), repeats.tolist(), strict=True):
             end, member = first + many, torch.arange(size, device=source.device)
             taken = torch.minimum(member, counts[first:end, None] - 1)                    # (S, g)
             block = rows[starts[first:end, None] + taken]                                 # (S, g)
             self.blocks.append((first, end, block))
             new = taken == member
-            self.back[block[new]] = slots + torch.arange(block.numel(), device=source.device).view(block.shape)[new]
+            slot = torch.arange(block.numel(), device=source.device).view(block.shape)
+            self.back[block[new]] = slots + slot[new]
             first, slots = end, slots + block.numel()
 
     def at(self, positions):
@@ -110,7 +125,10 @@ class SharedPrompts:
         return self
 
     def mask(self, part, window, length):
-        """Which keys of a part each row sees: (b, length) bool, or None for all. Made once per token, not per layer."""
+        """Which keys of a part each row sees: (b, length) bool, or None for all.
+
+        Made once per token, not per layer.
+        """
         if (part, window) not in self.masks:
             seen, places = None, torch.arange(length, device=self.positions.device)
             if part == "prompts":
@@ -118,7 +136,7 @@ class SharedPrompts:
             elif part == "own":
                 places = places + self.positions + 1 - length
             if window:
-                near = places > self.positions - window                                   # (b, length)
+                near = places > self.positions - window                          # (b, length)
                 seen = near if seen is None else seen & near
             self.masks[part, window] = None if seen is None or bool(seen.all()) else seen
         return self.masks[part, window]
@@ -127,26 +145,32 @@ class SharedPrompts:
 def attend(query, keys, values, mask, softcap):
     """query: (S, g, H, n, D), g rows that share the keys (S, H, W, D); mask: (S, g, W) or None.
 
-    Returns sum of exp(score - top) * value, top and sum of exp(score - top): (S*g, H*n, D), and (S*g, H*n, 1) twice.
+    Returns sum of exp(score - top) * value (S*g, H*n, D), top and sum of exp(score - top), both
+    (S*g, H*n, 1).
     """
     S, g, H, n, D = query.shape
-    scores = (query.transpose(1, 2).reshape(S, H, g * n, D) @ keys.transpose(2, 3)).float()               # (S, H, g*n, W)
+    query = query.transpose(1, 2).reshape(S, H, g * n, D)
+    scores = (query @ keys.transpose(2, 3)).float()                              # (S, H, g*n, W)
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:  # Pitfall: not -inf (NaN where a sliding window hides all of a part; the join then weighs it with 0)
-        scores.view(S, H, g, n, -1).masked_fill_(~mask[:, None, :, None], torch.finfo(torch.float32).min)
-    top = scores.amax(-1, keepdim=True)                                                                   # (S, H, g*n, 1)
+    if mask is not None:
+        # Pitfall: not -inf. Where a sliding window hides all of a part that would be NaN; so the
+        # join weighs it with 0.
+        hidden = ~mask[:, None, :, None]
+        scores.view(S, H, g, n, -1).masked_fill_(hidden, torch.finfo(torch.float32).min)
+    top = scores.amax(-1, keepdim=True)                                         # (S, H, g*n, 1)
     weights = scores.sub_(top).exp_()
     results = (weights.to(values.dtype) @ values).float(), top, weights.sum(-1, keepdim=True)
     return [x.view(S, H, g, n, -1).transpose(1, 2).reshape(S * g, H * n, -1) for x in results]
 
 
-def attention_over_parts(module, query, key, value, attention_mask, scaling, sliding_window=None, softcap=None, shared=None,
-                         **kwargs):
-    """Attention of one new token per row to preamble, prompt and its own completion; stands in for the library's.
+def attention_over_parts(module, query, key, value, attention_mask, scaling, sliding_window=None,
+                         softcap=None, shared=None, **kwargs):
+    """Attention of one new token per row to preamble, prompt and its own completion.
 
-    query: (b, heads, 1, D).  key, value: (b, H, t, D) of the completions so far, one head for n of the query's: they are not
-    expanded.  shared: SharedPrompts.  The parts are joined at their common maximum, so this is exactly one softmax.
+    It stands in for the library's. query: (b, heads, 1, D).  key, value: (b, H, t, D) of the
+    completions so far, one head for n of the query's: they are not expanded.
+    shared: SharedPrompts.  The parts are joined at their common maximum: exactly one softmax.
     """
     b, heads, _, D = query.shape
     H, window = key.shape[1], sliding_window
@@ -155,22 +179,24 @@ def attention_over_parts(module, query, key, value, attention_mask, scaling, sli
     parts = [attend(query[:, None], key, value, None if mask is None else mask[:, None], softcap)]
     keys, values = shared.prompts[module.layer_idx]
     mask = shared.mask("prompts", window, keys.shape[2])
-    blocks = [attend(query[rows], keys[first:end], values[first:end], None if mask is None else mask[rows], softcap)
+    blocks = [attend(query[rows], keys[first:end], values[first:end],
+                     None if mask is None else mask[rows], softcap)
               for first, end, rows in shared.blocks]
     parts.append([torch.cat(x)[shared.back] for x in zip(*blocks, strict=True)])
     if shared.preamble:
         keys, values = shared.preamble[module.layer_idx]
         mask = shared.mask("preamble", window, keys.shape[2])
-        parts.append(attend(query[None], keys, values, None if mask is None else mask[None], softcap))
-    top = torch.stack([top for _, top, _ in parts]).amax(0)                                               # (b, heads, 1)
+        mask = None if mask is None else mask[None]
+        parts.append(attend(query[None], keys, values, mask, softcap))
+    top = torch.stack([top for _, top, _ in parts]).amax(0)                    # (b, heads, 1)
     scales = [(part_top - top).exp() for _, part_top, _ in parts]
     out = sum(x * scale for (x, _, _), scale in zip(parts, scales, strict=True))
     total = sum(x * scale for (_, _, x), scale in zip(parts, scales, strict=True))
-    return (out / total).to(value.dtype)[:, None], None                                                   # (b, 1, heads, D)
+    return (out / total).to(value.dtype)[:, None], None                          # (b, 1, heads, D)
 
 
 AttentionInterface.register("parts", attention_over_parts)
-# Architectures whose attention is covered by the function above (tested); others get copies of the prompt (generation.py).
+# Architectures whose attention the function above covers (tested); others get copies of the prompt.
 SHARES_PROMPTS = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2"}
 told = set()  # architectures for which the printed line was printed
 
@@ -180,7 +206,8 @@ def shares_prompts(model):
     kind = model.config.model_type
     if kind not in SHARES_PROMPTS and kind not in told:
         told.add(kind)
-        print(f"{kind}: every sample gets its own copy of its prompt's keys and values (more memory, slower)")
+        print(f"{kind}: every sample gets its own copy of its prompt's keys and values (more "
+              "memory, slower)")
     return kind in SHARES_PROMPTS
 
 

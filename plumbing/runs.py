@@ -522,7 +522,7 @@ class Run:
         """
         self.step += 1
         self.bar.update()
-        self.bar.set_postfix({name.split("/")[-1]: f"{metrics[name]:.3f}" for name in shown})
+        self.bar.set_postfix({name: f"{metrics[name]:.3f}" for name in shown})
         if self.accelerator.is_main_process:
             log_metrics(self.folder, self.accelerator, step=self.step, **metrics)
             if samples:
