@@ -14,8 +14,10 @@ SIX = ["grm", "spct_rft", "spct_rl", "meta_rm", "infer_scale", "eval"]
 
 
 def functions(source):
-    """{function or class: (first line, last line)} of a file."""
-    return {n.name: (n.lineno, n.end_lineno) for n in ast.parse(source).body if hasattr(n, "name")}
+    """{function, class or constant: (first line, last line)} of a file."""
+    nodes = ast.parse(source).body
+    return {getattr(n, "name", None) or n.targets[0].id: (n.lineno, n.end_lineno) for n in nodes
+            if hasattr(n, "name") or isinstance(n, ast.Assign) and hasattr(n.targets[0], "id")}
 
 
 def test_every_choice_and_deviation_has_a_row_and_every_row_its_mark():

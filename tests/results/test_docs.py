@@ -41,7 +41,8 @@ def commands():
     found, values = set(), {}
     for line in command_lines():
         values |= dict(re.findall(r'^(\w)="(.*)"$', line))
-        line = re.sub(r"\$(\w)\b", lambda match: values[match[1]], line)
+        for name, value in values.items():
+            line = re.sub(rf"\${name}\b", value, line)
         for part in re.split(r"&&|;", re.sub(r"\s#.*", "", line.replace("<hub id>", "owner/name"))):
             words = shlex.split(part)
             while words and re.match(r"\w+=", words[0]):
@@ -131,8 +132,10 @@ def test_the_quick_start_runs_as_printed(cli, tmp_path, monkeypatch):
 # ----- paths, links, flags, places, tests -----
 
 def functions(source):
-    """{function or class: (first line, last line)} of a file."""
-    return {n.name: (n.lineno, n.end_lineno) for n in ast.parse(source).body if hasattr(n, "name")}
+    """Names of the functions, classes and constants of a file."""
+    nodes = ast.parse(source).body
+    return [n.name if hasattr(n, "name") else n.targets[0].id for n in nodes if hasattr(n, "name")
+            or isinstance(n, ast.Assign) and hasattr(n.targets[0], "id")]
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -153,13 +156,23 @@ def test_everything_named_exists(page):
     assert not known & set(re.findall(r"^\| `(--\w+)`", gone, re.M))
     spans = [s for s in re.findall(r"`([^`]+)`", FENCE.sub("", text.removesuffix(gone)))]
     said = {flag for s in spans if s.startswith("--") for flag in re.findall(r"--\w+", s)}
-    missing += said - known - {"--generation", "--node_rank"}  # of vLLM and torchrun
+    missing += said - known - {"--generation", "--node_rank", "--help"}  # of vLLM, torchrun
     for file, name in re.findall(r"`((?:\w+/)?\w+\.py):(\w+)`", text):
         missing += [f"{file}:{name}"] * (name not in functions(SOURCES[file]))
     for file, name in re.findall(r"`(test_\w+\.py)::(\w+)`", text):
         found = "".join(path.read_text() for path in ROOT.glob(f"tests/*/{file}"))
         missing += [f"{file}::{name}"] * (f"\ndef {name}(" not in found)
     assert not missing
+
+
+def test_the_glossary_has_the_names_that_are_logged():
+    text = TEXT["docs/metrics.md"]
+    said = set(re.findall(r"`(\w+(?:/\w+)?)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.M))))
+    assert {name for name in said if "/" in name} == set(
+        re.findall(r'"((?:reward|policy|len|opt|time)/\w+)":', SOURCES["spct_rl.py"]))
+    used = set(re.findall(r"\w+", SOURCES["eval.py"] + SOURCES["extras/benchmarks.py"]))
+    assert {"accuracy", "tie_rate"} <= {name for name in said if "/" not in name} <= {
+        *used, "position_bias", "length_bias"}
 
 
 def test_the_readme_has_a_test_for_every_equation_of_the_paper():

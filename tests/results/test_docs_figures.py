@@ -60,15 +60,10 @@ def test_the_readme_is_short_and_no_figure_in_it_is_typed():
     assert len(said) >= 6 and said <= papers
 
 
-def test_filled_blocks_are_what_the_command_fills_in(tmp_path, monkeypatch):
-    figures = importlib.import_module("results.figures")
-    (tmp_path / "results").symlink_to(ROOT / "results")
-    (tmp_path / "README.md").write_text(FILLED.sub(r"\1\n\2", README), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(figures, "write_text", lambda path, text: texts.update({str(path): text}))
-    texts = {}
-    figures.fill_readme()
-    assert texts["README.md"] == README, "python -m results.reproduce --tables fills it"
+def test_the_block_of_the_demo_is_what_the_demo_printed():
+    summary = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
+    printed = "\n".join(importlib.import_module("results.demo").summary_lines(summary))
+    assert f"<!-- demo -->\n```\n{printed}\n```\n<!-- end -->" in README
 
 
 def test_one_judgment_in_full_is_real():
