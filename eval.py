@@ -312,11 +312,14 @@ def report(rows):
     low, high = bootstrap_ci(credits, clusters=clusters_of(alone)) if credits else nothing
     clear = [(r, s, verdict(s["scores"])) for r in items for s in r["samples"]
              if verdict(s["scores"]) is not None]
-    # the same clear verdict in two opposite orders?
+    # Position bias, asked twice. A judge that always likes the first place has 50 % accuracy on
+    # pairs and looks harmless: so count whom it names first, and whether its verdict survives when
+    # the same item is shown in the opposite order.
     pairs = [(r["samples"][0], r["samples"][1]) for r in items if len(r["samples"]) > 1
              and r["samples"][0]["permutation"] == r["samples"][1]["permutation"][::-1]]
     consistent = [verdict(a["scores"]) is not None and verdict(a["scores"]) == verdict(b["scores"])
                   for a, b in pairs]
+    # Length bias: the longest response may really be better, so the truth is subtracted, not 1/n.
     biases = {"position": [(s["permutation"][0] == best) - 1 / r["n"] for r, s, best in clear],
               "length": [is_longest(r, best) - is_longest(r, r["rewards"].index(max(r["rewards"])))
                          for r, _, best in clear]}
@@ -403,7 +406,7 @@ def main():
     if args.runs:
         return compare(read_runs(args.runs), Path(args.output), args.k_meta)
 
-    # 1. two judgments of every item, in opposite response orders
+    # 1. two judgments of every item, in opposite response orders; accuracy is that of the first
     accelerator, output = start_accelerator(args), Path(args.output)
     examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad,
                              domain=args.domain)
@@ -448,7 +451,8 @@ def compare(runs, output, k_meta=None):
     print_table([row for row in table if row["domain"] == "all"], SHORT[:1] + SHORT[2:])
     write_csv(output / "table.csv", table)
 
-    # 2. differences on the same items
+    # 2. differences on the same items. Two intervals that overlap may still hide a clear
+    # difference: items are hard for both judges alike, and pairing takes that away.
     first, *others = runs
     for name in others:
         k = min(len(runs[n][0]["samples"]) for n in (first, name))
@@ -468,7 +472,8 @@ def compare(runs, output, k_meta=None):
             print(f"{name} - {first}, {what}: {gain:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] "
                   f"points on {len(common)} items")
 
-    # 3. curves over k, and the figure
+    # 3. curves over k, and the figure. Runs with two samples per item are greedy judges in two
+    # orders: one marker each, no curve.
     points = [row for name, rows in runs.items() if len(rows[0]["samples"]) > 2
               for row in curve(rows, name, k_meta)]
     flat = {r["run"]: r["accuracy"] for r in table

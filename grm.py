@@ -28,7 +28,6 @@ import dataclasses
 import os
 import random
 import re
-from pathlib import Path
 
 from plumbing import served
 from plumbing.data import load_examples

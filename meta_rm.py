@@ -33,7 +33,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification
 
 from grm import (
@@ -100,6 +99,9 @@ def meta_logits(model, pairs, pad_id):
 
 # ----- how well it separates correct from incorrect judgments -----
 
+# The paper does not evaluate its meta RM by itself. We do, on items that it never saw: guidance can
+# only help where good judgments get higher logits than bad ones *of the same item*.
+
 def roc_auc(scores, labels):
     """Area under the ROC curve of scores for binary labels; None if one class is missing.
 
@@ -162,7 +164,11 @@ def score_pairs(model, pairs, pad_id, token_budget=24_000):
 
 
 def fingerprint(folder):
-    """Names the weights of a meta RM, so that logits of another one are never taken for its own."""
+    """Names the weights of a meta RM by their content.
+
+    Why: logits are kept beside the samples. A meta RM trained again at the same path must not be
+    taken for the one that gave them.
+    """
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise UserError(f"meta RM {folder}: no .safetensors in it; run meta_rm.py and give its "
@@ -172,8 +178,11 @@ def fingerprint(folder):
 
 
 def add_meta_logits(folder, output, examples, rows, accelerator, chunk_size):
-    """Rows of samples.jsonl with "meta_logits" (None where a judgment did not parse) and
-    "meta_rm", the fingerprint of the model in `folder`."""
+    """Rows of samples.jsonl with a meta logit for every judgment.
+
+    Adds "meta_logits" (None where a judgment did not parse, because it never votes) and "meta_rm",
+    the fingerprint of the model in `folder`. The judgments themselves stay as they are.
+    """
     name = fingerprint(folder)
     if all(row.get("meta_rm") == name for row in rows):
         return rows
@@ -269,7 +278,8 @@ def main():
         raise UserError(f"--held_out {args.held_out} leaves no judgment to train on; lower it or "
                         "add data")
 
-    # 2. a model with a scalar head
+    # 2. a model with a scalar head. It starts from a language model, which can read; only the head
+    # is new.
     seed_everything(args.seed)
     model, tokenizer = load_model(args.model, accelerator.device, torch.float32,
                                   AutoModelForSequenceClassification, num_labels=1)
@@ -282,7 +292,8 @@ def main():
     plain = model
     model, optimizer, step = run.prepare(model, optimizer, steps, "meta RM")
 
-    # 3. binary cross-entropy
+    # 3. binary cross-entropy: the logit becomes log-odds of "this judgment is correct". Guided
+    # voting uses their order only.
     while step < steps:
         started = time.time()
         seed_everything(run.seed())
@@ -303,7 +314,8 @@ def main():
         norm = run.update(model, lr, loss, [[pairs[r], labels[r]] for r in batch])
         step = run.log(shown=("loss",), loss=loss, grad_norm=norm, seconds=time.time() - started)
 
-    # 4. save, and report on held-out items
+    # 4. save, and report on held-out items, beside the share of positives: "always correct" has
+    # that accuracy without reading anything
     run.finish(tokenizer)
     if accelerator.is_main_process:
         report = {"judgments": len(judged), "unparsed": len(judged) - len(parsed),
@@ -323,7 +335,11 @@ def held_out(item_id, seed):
 
 
 def read_rft_judgments(args, by_id):
-    """The non-hinted judgments of the RFT stage: {"source", "id", "permutation", ...}."""
+    """The non-hinted judgments of the RFT stage: {"source", "id", "permutation", ...}.
+
+    The hinted ones are left out: a judge that was told the answer makes other mistakes than one
+    that was not, and at inference nobody tells it.
+    """
     if not args.rft_judgments:
         return []
     found = []
@@ -337,7 +353,10 @@ def read_rft_judgments(args, by_id):
 
 
 def sample_from_grm(args, examples, accelerator, run):
-    """N_RFT judgments per item of the GRM that will be guided, in the same form."""
+    """N_RFT judgments per item of the GRM that will be guided, in the same form.
+
+    Pitfall: single responses are judged 0-1 here, as in training, so that Eq. 10 can label them.
+    """
     if not args.grm:
         return []
     path = run.folder / "grm_judgments.jsonl"
@@ -349,7 +368,6 @@ def sample_from_grm(args, examples, accelerator, run):
         return [{"id": e.id, "judgments": [
             {"permutation": j.permutation, "text": j.text, "scores": j.scores} for j in js]}
             for e, js in zip(chunk, found, strict=True)]
-    # Pitfall: single responses are judged 0-1 here, as in training, so that Eq. 10 can label them.
     if not path.exists():
         model, tokenizer = load_model(args.grm, accelerator.device)
     rows = in_chunks(path, examples, judge, accelerator, 128, "sampling from the GRM")

@@ -71,6 +71,9 @@ from plumbing.runs import (
 
 # ----- §3.2: which judgments are kept -----
 
+# Rejection is the whole supervision of this stage. Nobody writes a good critique for the model to
+# copy. It copies its own, and only the outcome decides which: Eq. 10 looks at the scores alone, so
+# a judgment that is right for a wrong reason is kept too.
 MENTIONS_HINT = re.compile(
     r"\bhints?\b|best response is:|told that|as (?:stated|given) (?:above|in the prompt)",
     re.IGNORECASE)
@@ -210,7 +213,8 @@ def main():
                              at_least=2 if args.rating == "best" else 1)
     run = start_run(args, accelerator)
 
-    # 2. sample judgments: N_RFT non-hinted ones, one hinted (§3.2)
+    # 2. sample judgments: N_RFT non-hinted ones, one hinted (§3.2). All are written down, because
+    # the rejected ones are what the meta RM learns "incorrect" from.
     rows = [] if args.general_only else sample_all(examples, args, accelerator, run.folder)
 
     # 3. reject, strip the hint, and mix with general instruction data
@@ -279,7 +283,10 @@ def main():
 
 
 def sample_all(examples, args, accelerator, folder):
-    """Rows of judgments.jsonl: the judgments of each item, and whether they are correct."""
+    """Rows of judgments.jsonl: the judgments of each item, and whether they are correct.
+
+    Choice: temperature 1.0, the model's own distribution; three greedy judgments would be one.
+    """
     path = folder / "judgments.jsonl"
     if path.exists():
         return read_rows(path)

@@ -60,6 +60,7 @@ from plumbing.runs import (
     seed_everything,
     start_accelerator,
     start_run,
+    sum_over_processes,
 )
 
 CLIP_EPS = 0.2  # Choice: GRPO's usual clip range. With one update per step it never binds.
@@ -275,27 +276,14 @@ def main():
         advantages = group_advantages(rewards, std=not args.no_std)                  # (Q, G)
 
         # 5. micro-batches: whole groups of like length, made once for all updates
-        width = [len(g[0].prompt_ids) + max(len(j.completion_ids) for j in g) for g in groups]
-        order = sorted(range(Q), key=width.__getitem__)
-        per_part, parts = args.micro_batch_size // args.G, []
-        for chosen in (order[i:i + per_part] for i in range(0, Q, per_part)):
-            judgments = [j for q in chosen for j in groups[q]]                       # B of them
-            part = {"prompts": [groups[q][0].prompt_ids for q in chosen],
-                    "completions": [j.completion_ids for j in judgments],
-                    # as recorded by the sampler: no second forward pass
-                    "logp_old": pad_sequence([torch.tensor(j.logp) for j in judgments], True),
-                    "advantages": advantages[chosen].flatten(),                      # (B,)
-                    "counted": torch.tensor([j.reason != "truncated" or not args.mask_truncated
-                                             for j in judgments])}                   # (B,)
-            parts.append({name: x.to(accelerator.device) if torch.is_tensor(x) else x
-                          for name, x in part.items()})
+        parts = make_parts(groups, advantages, args, accelerator.device)
         for part in parts:  # the reference never changes: once per rollout
             with torch.no_grad(), accelerator.autocast():
                 part["logp_ref"], _, mask = reference(part["prompts"], part["completions"],
                                                       logp_and_entropy)              # (B, T)
             part["mask"] = mask & part["counted"][:, None]                           # (B, T)
         # "token" weighs all tokens of the update alike, on all processes
-        tokens = accelerator.reduce(sum(part["mask"].sum() for part in parts))
+        tokens = accelerator.reduce(sum(part["mask"].sum() for part in parts)).clamp(min=1)
         length = tokens / rollouts if args.length_norm == "token" else args.max_new_tokens
 
         # 6. one update (or a few): the loss is the mean of -J over all rollouts
@@ -332,25 +320,12 @@ def main():
                    "parsed": sum(j.scores is not None for j in judgments),
                    "length": sum(len(j.completion_ids) for j in judgments),
                    "truncated": sum(j.reason == "truncated" for j in judgments)}
-        names = sorted(totals)  # Pitfall: the same order on every process
-        packed = torch.tensor([float(totals[n]) for n in names], dtype=torch.float64,
-                              device=accelerator.device)
-        total = dict(zip(names, accelerator.reduce(packed).tolist(), strict=True))
-        per_token = max(1.0, total["tokens"])
+        total = sum_over_processes(totals, accelerator)
         step = run.log(
-            shown=("reward/mean", "policy/kl", "len/mean"), samples=shown_group(
-                tokenizer, mine[0], groups[0], rewards[0], advantages[0]),
-            **{"reward/mean": total["reward"] / rollouts,
-               "reward/parse_rate": total["parsed"] / rollouts,
-               "reward/frac_zero_std": total["dead"] / args.prompts_per_step,
-               "policy/loss": total["loss"], "policy/kl": total["kl"] / per_token,
-               "policy/clip_frac": total["clipped"] / per_token,
-               "policy/bounded_frac": total["bounded"] / per_token,
-               "policy/entropy": total["entropy"] / per_token,
-               "policy/ratio_error": total["ratio_error"] / per_token,
-               "len/mean": total["length"] / rollouts,
-               "len/truncated_frac": total["truncated"] / rollouts,
-               "opt/grad_norm": norm, "opt/lr": lr, "time/sample_s": sampled - started,
+            shown=("reward/mean", "policy/kl", "len/mean"),
+            samples=shown_group(tokenizer, mine[0], groups[0], rewards[0], advantages[0]),
+            **step_metrics(total, rollouts, args.prompts_per_step),
+            **{"opt/grad_norm": norm, "opt/lr": lr, "time/sample_s": sampled - started,
                "time/update_s": time.time() - sampled})
 
     # 8. save
@@ -399,6 +374,42 @@ def drop_long(examples, args, accelerator, model, tokenizer):
         accelerator.print(f"{len(dropped)} of {len(examples)} items dropped: their prompts do not "
                           "fit the model")
     return [e for e in examples if e.id not in dropped]
+
+
+def make_parts(groups, advantages, args, device):
+    """Micro-batches of whole groups, sorted by length so that little is padding: a list of dicts.
+
+    Each holds B = groups x G judgments: prompts, completions, logp_old (B, T) as the sampler
+    recorded it (so there is no second forward pass), advantages (B,), counted (B,) bool.
+    """
+    width = [len(g[0].prompt_ids) + max(len(j.completion_ids) for j in g) for g in groups]
+    order = sorted(range(len(groups)), key=width.__getitem__)
+    per_part, parts = args.micro_batch_size // args.G, []
+    for chosen in (order[i:i + per_part] for i in range(0, len(order), per_part)):
+        judgments = [j for q in chosen for j in groups[q]]
+        logp_old = pad_sequence([torch.tensor(j.logp) for j in judgments], batch_first=True)
+        counted = torch.tensor([j.reason != "truncated" or not args.mask_truncated
+                                for j in judgments])
+        parts.append({"prompts": [groups[q][0].prompt_ids for q in chosen],
+                      "completions": [j.completion_ids for j in judgments],
+                      "logp_old": logp_old.to(device), "counted": counted.to(device),
+                      "advantages": advantages[chosen].flatten().to(device)})
+    return parts
+
+
+def step_metrics(total, rollouts, items):
+    """Sums of one step -> means per judgment, per group or per token; see docs/metrics.md."""
+    tokens = max(1.0, total["tokens"])
+    return {"reward/mean": total["reward"] / rollouts,
+            "reward/parse_rate": total["parsed"] / rollouts,
+            "reward/frac_zero_std": total["dead"] / items,
+            "policy/loss": total["loss"], "policy/kl": total["kl"] / tokens,
+            "policy/clip_frac": total["clipped"] / tokens,
+            "policy/bounded_frac": total["bounded"] / tokens,
+            "policy/entropy": total["entropy"] / tokens,
+            "policy/ratio_error": total["ratio_error"] / tokens,
+            "len/mean": total["length"] / rollouts,
+            "len/truncated_frac": total["truncated"] / rollouts}
 
 
 def shown_group(tokenizer, example, group, rewards, advantages):

@@ -549,6 +549,14 @@ def start_run(args, accelerator):
     return Run(folder, args, accelerator)
 
 
+def sum_over_processes(totals, accelerator):
+    """{name: sum over all processes} of {name: number}, in one exchange."""
+    names = sorted(totals)  # Pitfall: the same order on every process
+    packed = torch.tensor([float(totals[name]) for name in names], dtype=torch.float64,
+                          device=accelerator.device)
+    return dict(zip(names, accelerator.reduce(packed).tolist(), strict=True))
+
+
 def batch_indices(step, batch_size, count, seed):
     """Indices of update `step`: epochs of shuffled data end to end, so that every batch is full."""
     picked, orders = [], {}
