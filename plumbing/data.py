@@ -28,7 +28,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from plumbing.records import collect, example_from_dict, jsonl_lines, parse_line, read_jsonl
+from plumbing.records import collect, example_from_dict, jsonl_lines, parse_line
 from plumbing.runs import UserError
 from plumbing.sets import CHATS, SETS
 from toy_world import world
@@ -108,11 +108,8 @@ def named_items(name, split, limit, skip_bad, domain, exclude_domain):
 
 
 def load_records(path, skip_bad):
-    if path.name.endswith((".jsonl", ".jsonl.gz")):
-        examples = read_jsonl(path, skip_bad)
-    else:
-        examples = collect(file_rows("", path),
-                           lambda _, where, row: [example_from_dict(row, where)], path, skip_bad)
+    examples = collect(file_rows("", path),
+                       lambda _, where, row: [example_from_dict(row, where)], path, skip_bad)
     for e in examples:
         e.extra.setdefault("cluster", opening_hash(e)[:16])  # intervals know where prompts repeat
     return examples
@@ -250,28 +247,32 @@ def file_rows(name, file):
     if not file.name.endswith(SUFFIXES):
         raise UserError(f"{label}: cannot be read; give a file ending in {READ}")
     try:
-        if ".jsonl" in file.suffixes[-2:]:
+        if file.suffix in (".csv", ".parquet"):
+            rows = table_rows(file)
+        elif file.suffix == ".json" and (
+                text := file.read_text(encoding="utf-8-sig")).lstrip().startswith("["):
+            rows = json.loads(text)
+        else:
             yield from ((f"{name}, {where}" if name else where, line)
                         for where, line in jsonl_lines(file))
-        else:
-            yield from ((f"{label}, row {n}", row) for n, row in enumerate(table_rows(file)))
+            return
+        yield from ((f"{label}, row {n}", row) for n, row in enumerate(rows))
     except Exception as error:  # not JSON, not parquet, a torn archive: each library has its own
+        error = error.__cause__ or error
         raise UserError(f"{label}: cannot be read ({type(error).__name__}: {first_line(error)})"
                         ) from None
 
 
 def table_rows(file):
-    """Rows of a .json, .csv or .parquet file, without what is missing in them."""
+    """Rows of a .csv or .parquet file, without what is missing in them."""
     import datasets
-    read = getattr(datasets.Dataset, f"from_{file.suffix[1:]}")
+    read = datasets.Dataset.from_csv if file.suffix == ".csv" else datasets.Dataset.from_parquet
     with tempfile.TemporaryDirectory() as cache:  # a cache that lasts would keep a changed file
         table = read(str(file), cache_dir=cache, keep_in_memory=True)
     for row in table:
         # Trap: a table has a value for every column, None where the file had none.
         row = {key: value for key, value in row.items() if value is not None}
-        if file.suffix == ".csv":
-            row = {key: listed(value) for key, value in row.items()}
-        yield row
+        yield {key: listed(value) for key, value in row.items()} if file.suffix == ".csv" else row
 
 
 def listed(cell):
