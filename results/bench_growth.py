@@ -1,32 +1,34 @@
-r"""Growth of time and peak memory with the samples per prompt and with the prompt's length (generation.generate alone).
+"""Growth of sampling's time and peak memory with samples per prompt and prompt length.
 
-    python -m results.bench_growth.py --model HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m results.bench_growth --model HuggingFaceTB/SmolLM2-135M-Instruct
 """
-import argparse
 import json
 import random
 from types import SimpleNamespace
 
-from results.side_by_side import add_flags, load, measure, report, timed
+from plumbing import generation
+from results.side_by_side import load, make_parser, measure, report, timed
 
 
 def run(args, what):
-    from plumbing import generation
     model, tokenizer = load(args)
     model.generation_config.eos_token_id = None
     rng = random.Random(0)
-    prompts = [[rng.randrange(5, model.config.vocab_size) for _ in range(what["length"])] for _ in range(args.prompts)]
+    vocabulary = model.config.vocab_size
+    prompts = [[rng.randrange(5, vocabulary) for _ in range(what["length"])]
+               for _ in range(args.prompts)]
     rows = [(p, f"0/{i}/{j}") for i, p in enumerate(prompts) for j in range(what["k"])]
     no_end = SimpleNamespace(eos_token_id=None, pad_token_id=tokenizer.pad_token_id)
-    print(json.dumps(timed(lambda: generation.generate(model, no_end, [p for p, _ in rows], 1.0, args.new_tokens,
-                                                    [s for _, s in rows]))))
+    print(json.dumps(timed(lambda: generation.generate(
+        model, no_end, [p for p, _ in rows], 1.0, args.new_tokens, [s for _, s in rows]))))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, repeats=3)
-    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64], help="samples per prompt, at --length")
-    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 256, 512, 1024, 2048], help="prompt tokens, at k = 8")
+    parser = make_parser(__doc__)
+    parser.add_argument("--k", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64],
+                        help="samples per prompt, at --length")
+    parser.add_argument("--lengths", type=int, nargs="*", default=[128, 256, 512, 1024, 2048],
+                        help="prompt tokens, at k = 8")
     parser.add_argument("--length", type=int, default=620, help="prompt tokens, where k grows")
     parser.add_argument("--prompts", type=int, default=1, help="distinct prompts")
     parser.add_argument("--new_tokens", type=int, default=48, help="tokens of each completion")

