@@ -171,19 +171,6 @@ def test_score_is_the_sum_of_k_judgments(scripted):
     assert all(map(math.isnan, grm.score(None, tokenizer, "Which ?", ["alpha", "beta"], k=3)))
 
 
-def test_real_judgments_of_a_random_model(tiny_model, toy_tokenizer):
-    from toy_world import world
-    model, items = tiny_model(), world.items("test", 3, n=2)
-    options = dict(template="compact", max_new_tokens=8)
-    results = sample_judgments(model, toy_tokenizer, items, 2, **options)
-    for j in sum(results, []):
-        assert 1 <= len(j.completion_ids) <= 8 and len(j.logp) == len(j.completion_ids)
-        assert max(j.logp) <= 0 and j.scores is None and j.reason != "ok"
-    again = sample_judgments(model, toy_tokenizer, items[::-1], 2, **options)[::-1]
-    assert [[j.completion_ids for j in js] for js in again] == [
-        [j.completion_ids for j in js] for js in results]
-
-
 # ----- the command -----
 
 ITEM = {"id": "a", "prompt": "Hi", "responses": ["x", "y"], "rewards": [0, 1]}
@@ -212,24 +199,10 @@ def test_the_command_judges_a_file_and_continues(cli, tiny, tmp_path):
 
 @pytest.mark.parametrize("words, named", [
     (["--prompt", "Hi"], "--response"), (["--response", "x"], "--prompt"),
-    (["--prompt", "Hi", "--response", "x", "--data", "toy"], "not both"),
-    (["--k", "0"], "--k"), (["--data", "toy", "--limit", "0"], "--limit"),
-    (["--temperature", "-1"], "--temperature"), (["--max_new_tokens", "0"], "--max_new_tokens"),
-    (["--model", "/no/such/model"], "/no/such/model"), (["--data", "none.jsonl"], "none.jsonl"),
+    (["--max_new_tokens", "0"], "--max_new_tokens"), (["--data", "none.jsonl"], "none.jsonl"),
+    (["--data", "items.jsonl"], "line 2: field 'responses'"),
 ])
-def test_mistakes_end_in_one_line(words, named, cli, tiny):
+def test_mistakes_end_in_one_line(words, named, cli, tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    items_file(tmp_path, ITEM, {**ITEM, "id": "b", "responses": []})
     assert named in error_of(cli("grm", "--model", tiny, *words))
-
-
-@pytest.mark.parametrize("rows, named", [
-    ([ITEM, {**ITEM, "id": "b", "responses": []}], "line 2: field 'responses'"),
-    ([{**ITEM, "rewards": [1, 1]}], "tied"),
-])
-def test_data_that_cannot_be_used(rows, named, cli, tiny, tmp_path):
-    data = items_file(tmp_path, *rows)
-    assert named in error_of(cli("grm", "--model", tiny, "--data", data))
-
-
-def test_a_model_without_tokenizer_is_named(cli, tiny_model, tmp_path):
-    tiny_model().save_pretrained(tmp_path / "bare")
-    assert "tokenizer" in error_of(cli("grm", "--model", tmp_path / "bare"))

@@ -116,8 +116,8 @@ def test_eq_15_by_hand():
        ref/pi = 2 -> k3 = 2 - ln 2 - 1 = 0.306853.
     """
     ln = math.log
-    logp = [[ln(0.6), -9.0], [ln(0.3), ln(0.2)]]
-    old = [[ln(0.4), -1.0], [ln(0.3), ln(0.4)]]
+    logp = [[ln(0.6), -1.0], [ln(0.3), ln(0.2)]]
+    old = [[ln(0.4), -9.0], [ln(0.3), ln(0.4)]]
     ref = [[ln(0.3), -5.0], [ln(0.3), ln(0.4)]]
     losses, stats = loss_of(logp, old, ref, [1.0, -2.0], mask_of([1, 2]), 0.5)
     first, second = 1.2 - 0.5 * 0.193147, (-2 + (-1.6 - 0.5 * 0.306853)) / 2

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, ddp_at_the_end, error_of, finished, make_tiny_model, started
+from conftest import ddp_at_the_end, error_of, finished, started
+from played import PYTHONPATH, TORCHRUN, moved, near, plain_steps, save_tiny, untimed, weights
 
 import spct_rft
 from grm import build_prompt, encode_chat
@@ -168,13 +169,6 @@ class Judge:
         return generation.Completion(ids, [-0.5] * len(ids), verdict != "cut")
 
 
-def save_tiny(folder, tokenizer, **options):
-    make_tiny_model("llama", len(tokenizer), tokenizer.eos_token_id, tokenizer.pad_token_id,
-                    **{"initializer_range": 0.2, **options}).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory, toy_tokenizer):
     return save_tiny(tmp_path_factory.mktemp("base"), toy_tokenizer)
@@ -183,7 +177,7 @@ def base(tmp_path_factory, toy_tokenizer):
 def play(monkeypatch, judge=None, sgd=False):
     """The judge in the sampler's place. Returns what happened: "judge", "rows" (of every part of
     every update), "models", "chats" (how many were asked for), "samples" (how many there are to
-    train on, at each update). sgd: see test_sec32_rl_loop.py."""
+    train on, at each update)."""
     seen = defaultdict(list, judge=judge or Judge())
     chats, indices = spct_rft.load_chats, runs.batch_indices
 
@@ -208,8 +202,7 @@ def play(monkeypatch, judge=None, sgd=False):
     monkeypatch.setattr(spct_rft, "load_chats", chatted)
     monkeypatch.setattr(spct_rft, "batch_indices", order)
     if sgd:
-        monkeypatch.setattr(torch.optim, "AdamW",
-                            lambda parameters, lr, **_: torch.optim.SGD(parameters, lr))
+        plain_steps(monkeypatch)
     return seen
 
 
@@ -239,19 +232,6 @@ def refused(cli, base, tmp_path, monkeypatch):
             play(patch, judge)
             return error_of(cli("spct_rft", *command(base, tmp_path / name, *flags)))
     return run
-
-
-def weights(folder):
-    return load_model(str(folder))[0].state_dict()
-
-
-def near(a, b, atol=0.0):
-    return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], rtol=0, atol=atol) for k in a)
-
-
-def untimed(rows):
-    return [{k: v for k, v in row.items() if k not in ("seconds", "memory/peak_gb")}
-            for row in rows]
 
 
 # ----- what is trained on -----
@@ -380,25 +360,18 @@ ITEM = {"id": "a", "prompt": "Hi", "responses": ["x", "y"], "rewards": [1, 0]}
 
 
 @pytest.mark.parametrize("flags, word", [
-    (["--data", "none.jsonl"], "none.jsonl"), (["--model", "no/such/model"], "no/such/model"),
-    (["--batch_size", 0], "--batch_size"), (["--general_fraction", 1], "--general_only"),
-    (["--no_hinted", "--no_non_hinted"], "--general_only"),
     (["--general_data", "none.jsonl", "--general_fraction", 0.5], "none.jsonl"),
+    (["--data", "unlabelled.jsonl"], "item b"),
+    (["--data", "single.jsonl", "--rating", "best"], "2 responses"),
 ])
-def test_wrong_flags(flags, word, refused, tmp_path, monkeypatch):
+def test_mistakes_end_in_one_line(flags, word, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for name, row in (("unlabelled", {**ITEM, "id": "b", "rewards": None}),
+                      ("single", {**ITEM, "responses": ["x"], "rewards": [1]})):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     assert word in refused(*flags)
-
-
-@pytest.mark.parametrize("changes, flags, word", [
-    ([{}, {"id": "b", "rewards": None}], [], "item b"),
-    ([{"responses": ["x"], "rewards": [1]}], ["--rating", "best"], "2 responses"),
-])
-def test_wrong_data(changes, flags, word, refused, tmp_path):
-    rows = [json.dumps(ITEM | change) + "\n" for change in changes]
-    (tmp_path / "items.jsonl").write_text("".join(rows))
-    assert word in refused("--data", tmp_path / "items.jsonl", *flags)
-    assert not (tmp_path / "out").exists()  # mended data may go to the same --output
+    # mended data may go to the same --output
+    assert not (tmp_path / "out" / "config.json").exists() or word == "none.jsonl"
 
 
 def test_nothing_kept_says_why(refused):
@@ -447,10 +420,9 @@ def test_c08_c22_c27_two_processes_equal_one(base, train, tmp_path):
     gradients. Two chunks of judgments, one per process; no DDP model outlives its group."""
     flags = ["--limit", 140, "--batch_size", 32, "--micro_batch_size", 6, "--epochs", 0.4,
              "--lr", 0.5]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = started([*torchrun, __file__], *command(base, tmp_path / "two", *flags),
-                  DUMP=str(tmp_path), LIMIT="140",
-                  PYTHONPATH=f"{ROOT}{os.pathsep}{ROOT / 'tests'}")
+    two = started([*TORCHRUN, "--standalone", "--nproc_per_node", "2", __file__],
+                  *command(base, tmp_path / "two", *flags), DUMP=str(tmp_path), LIMIT="140",
+                  PYTHONPATH=PYTHONPATH)
     one, _, _ = train(*flags, judge=Judge(140), name="one", sgd=True)
     code, out = finished(two, 300)
     assert code == 0, out
@@ -465,7 +437,7 @@ def test_c08_c22_c27_two_processes_equal_one(base, train, tmp_path):
     whole, shared = (weights(tmp_path / name / "model") for name in ("one", "two"))
     assert near(first["model"], second["model"]) and near(first["model"], shared)
     assert near(whole, shared, 1e-5)
-    assert max((whole[k] - v).abs().max() for k, v in weights(base).items()) > 0.01
+    assert moved(whole, weights(base)) > 0.01
 
 
 def main():

@@ -262,20 +262,13 @@ def test_meta_logits_of_a_samples_file(toy_tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("words, named", [
-    (["--rft_judgments", ""], "nothing to learn from"),
-    (["--rft_judgments", "none.jsonl"], "none.jsonl"),
     (["--limit", 10], "is not in --data"), (["--held_out", 1.0], "--held_out"),
+    (["--rft_judgments", "right.jsonl"], "same label"),
 ])
-def test_mistakes_end_in_one_line(words, named, tiny, cli, tmp_path):
+def test_mistakes_end_in_one_line(words, named, tiny, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     file = judgments_file(tmp_path, load_examples("toy", "train", 20))
+    write_rows("right.jsonl", [row | {"non_hinted": row["non_hinted"][:1]}
+                               for row in read_rows(file)])
     words = command(tiny, tmp_path / "out", "--rft_judgments", file, *words)
     assert named in error_of(cli("meta_rm", *words))
-
-
-def test_judgments_of_one_kind_teach_nothing(tiny, cli, tmp_path):
-    rows = read_rows(judgments_file(tmp_path, load_examples("toy", "train", 20)))
-    for row in rows:
-        row["non_hinted"] = row["non_hinted"][:1]
-    write_rows(tmp_path / "right.jsonl", rows)
-    words = command(tiny, tmp_path / "out", "--rft_judgments", tmp_path / "right.jsonl")
-    assert "same label" in error_of(cli("meta_rm", *words))

@@ -1,6 +1,8 @@
-"""From chats to token ids: special tokens only where the template puts them, BOS once."""
+"""From chats to token ids: special tokens only where the template puts them, BOS once.
+
+test_hostile.py attacks the tokenizers of all families.
+"""
 import pytest
-from conftest import make_byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -21,38 +23,6 @@ def count_special(tokenizer, ids):
     special = {i for i, t in tokenizer.added_tokens_decoder.items()
                if t.content != tokenizer.unk_token}
     return {i: ids.count(i) for i in sorted(special) if i in ids}
-
-
-@pytest.fixture(params=["toy", "chatml", "gemma", "mistral"])
-def tokenizer(request, toy_tokenizer):
-    return toy_tokenizer if request.param == "toy" else make_byte_tokenizer(request.param)
-
-
-def attacks(tokenizer):
-    tokens = [t.content for t in tokenizer.added_tokens_decoder.values()]
-    for token in tokens:
-        yield from (token, token * 3, f"a {token}\n{token}b", token[:-1])
-        yield token[:2] + token + token[2:]      # breaking the inner one leaves the outer one
-        yield token[:3] + "\u200b" + token[3:]   # removing what is unseen leaves the token
-        yield token[:-1] + "\x00" + token[-1:]
-    yield "".join(tokens)
-
-
-def test_special_tokens_in_text_stay_text(tokenizer):
-    plain = build_prompt(item(["h", "h"], "h", reference="h"), use_reference=True)
-    harmless = count_special(tokenizer, encode_chat(tokenizer, plain))
-    alone = encode_chat(tokenizer, user("h"))
-    for attack in attacks(tokenizer):
-        for hostile in (item([attack, "h"], "h", reference="h"),
-                        item(["h", "h"], attack, reference="h"),
-                        item(["h", "h"], "h", reference=attack)):
-            ids = encode_chat(tokenizer, build_prompt(hostile, use_reference=True))
-            assert count_special(tokenizer, ids) == harmless, ascii(attack)
-        ids = encode_chat(tokenizer, user(attack))  # also where nothing cleaned it before
-        assert count_special(tokenizer, ids) == count_special(tokenizer, alone), ascii(attack)
-        prompt, completion = encode_chat(tokenizer, user("h"), attack)
-        assert prompt == alone and completion[-1] == tokenizer.eos_token_id
-        assert count_special(tokenizer, completion) == {tokenizer.eos_token_id: 1}
 
 
 def test_special_tokens_inside_one_another(byte_tokenizer):
@@ -102,14 +72,6 @@ def test_c19_a_template_without_a_system_role(byte_tokenizer):
         tokenizer.apply_chat_template(turns)
     ids = encode_chat(tokenizer, build_prompt(PreferenceExample("x", turns, ["a", "b"])))
     assert "System: Be kind." in tokenizer.decode(ids)
-
-
-def test_c24_the_hint_is_absent_from_the_ids(byte_tokenizer):
-    """C24: of a prompt that asked for no hint not even a part is left."""
-    tokenizer, example = byte_tokenizer("chatml"), item(rewards=[1, 0], preference_strength=2)
-    hinted, plain = (tokenizer.decode(encode_chat(tokenizer, build_prompt(example, hint=h)))
-                     for h in (True, False))
-    assert "The best response is" in hinted and "The best response is" not in plain
 
 
 def test_the_tokenizer_still_saves_after_use(tmp_path, toy_tokenizer):
