@@ -60,6 +60,20 @@ def test_the_readme_is_short_and_no_figure_in_it_is_typed():
     assert len(said) >= 6 and said <= papers
 
 
+def test_the_claims_are_those_of_the_tables():
+    tables = importlib.import_module("results.tables")
+    rows = {name: [{c: float(v) if re.fullmatch(r"-?[\d.]+", v) and c != "paper" else v
+                    for c, v in row.items()} for row in csv.DictReader(
+                        (ROOT / "results" / f"{name}.csv").read_text("utf-8").splitlines())]
+            for name in {name for _, name, _ in tables.CLAIMS}}
+    made = "\n".join(tables.claim_lines(rows))
+    [shown] = re.findall(r"<!-- claims -->\n(.*?)\n<!-- end -->", README, re.S)
+    number = r"-?\d+\.\d"
+    assert re.sub(number, "", shown) == re.sub(number, "", made)
+    assert [float(x) for x in re.findall(number, shown)] == pytest.approx(
+        [float(x) for x in re.findall(number, made)], abs=0.101)  # the CSV files are rounded
+
+
 def test_the_block_of_the_demo_is_what_the_demo_printed():
     summary = json.loads((ROOT / "results" / "demo.json").read_text(encoding="utf-8"))
     printed = "\n".join(importlib.import_module("results.demo").summary_lines(summary))
