@@ -1,0 +1,126 @@
+"""The toy world: disjoint splits, known truth; a base that is worth training, and can be made."""
+import random
+from collections import Counter
+
+import pytest
+from conftest import ROOT
+from transformers import AutoModelForCausalLM
+
+from grm import build_prompt, encode_chat, is_correct, parse_scores, sample_judgments
+from plumbing.records import read_jsonl
+from toy_world import make_base, world
+
+
+def text_of(item):
+    return item.prompt[0]["content"], *item.responses
+
+
+def test_splits_are_disjoint_and_seeded():
+    splits = {name: {text_of(i) for i in world.items(name, 300)}
+              for name in ("train", "validation", "test")}
+    assert all(len(s) == 300 for s in splits.values())
+    assert len(set().union(*splits.values())) == 900
+    assert world.items("test", 5) == world.items("test", 5)
+    assert not {text_of(i) for i in world.items("train", 300, seed=1)} & splits["test"]
+
+
+def test_a_held_out_domain_changes_no_other_item():
+    everything = world.items("test", 100)
+    for given in ({"exclude_domain": "safety"}, {"domain": "safety"}):
+        found = world.items("test", 20, **given)
+        assert found == [i for i in everything
+                         if (i.domain == "safety") == ("domain" in given)][:len(found)]
+
+
+def test_truth_is_the_argmax_of_hidden_utility():
+    for item in world.items("test", 300):
+        values = [world.utility(levels, item.domain) for levels in item.extra["levels"]]
+        if len(values) == 1:
+            assert item.rewards == [int(values[0] > 0)]
+        else:
+            assert item.rewards == [int(v == max(values)) for v in values]
+            assert sum(item.rewards) == 1
+        for levels, text in zip(item.extra["levels"], item.responses, strict=True):
+            found = Counter()  # the text carries exactly these levels
+            for name, sign in (world.CUES[w] for w in text.split() if w in world.CUES):
+                found[name] += sign
+            assert {name: found[name] for name in world.CRITERIA} == levels
+
+
+def test_a_clean_judgment_is_mostly_right_and_a_noisy_one_mostly_not():
+    rng, right = random.Random(0), Counter()
+    items = [i for i in world.items("validation", 300) if len(i.responses) > 1]
+    for noisy in (False, True):
+        for item in items:
+            view = make_base.shown(rng, item)
+            text = make_base.judgment(rng, view, noisy, "1-10")
+            scores, reason = parse_scores(text, len(item.responses))
+            assert reason == "ok"
+            right[noisy] += is_correct(scores, view.rewards) / len(items)
+    assert right[False] > 0.9 and 0.3 < right[True] < 0.6
+
+
+@pytest.fixture(scope="module")
+def base():
+    return AutoModelForCausalLM.from_pretrained(ROOT / "toy_world" / "medium").eval()
+
+
+@pytest.fixture(scope="module")
+def undamaged():
+    return AutoModelForCausalLM.from_pretrained(ROOT / "toy_world" / "medium-undamaged").eval()
+
+
+def test_every_prompt_variant_is_in_the_shipped_vocabulary(toy_tokenizer):
+    def known(ids):
+        return toy_tokenizer.unk_token_id not in ids
+    for item in world.items("test", 60):
+        for rating in ["1-10", "0-1" if len(item.responses) == 1 else "best"]:
+            for principles in (True, False, ["tone 50%, detail 50%."]):
+                for hint in (False, True):
+                    prompt = build_prompt(item, "compact", rating, principles, True, hint)
+                    assert known(encode_chat(toy_tokenizer, prompt))
+    for question, answer in world.general_chats(200):
+        assert known(toy_tokenizer(question["content"] + " " + answer["content"])["input_ids"])
+
+
+def test_judgments_of_the_base_survive_decoding_and_encoding(base, toy_tokenizer):
+    """So that text served or stored is tokenised to the ids that were sampled."""
+    judged = sample_judgments(base, toy_tokenizer, world.items("test", 8), 2, 1.0,
+                              template="compact", max_new_tokens=120)
+    finished = [j for js in judged for j in js if j.reason == "ok"]
+    assert len(finished) >= 14
+    for j in finished:
+        ids = toy_tokenizer(j.text)["input_ids"]
+        assert ids + [toy_tokenizer.eos_token_id] == j.completion_ids
+
+
+def test_the_base_is_above_chance_and_below_the_undamaged_judge(base, undamaged, toy_tokenizer):
+    items = [i for i in world.items("validation", 150) if len(i.responses) > 1]
+    chance = sum(1 / len(i.responses) for i in items) / len(items)
+
+    def accuracy(model):
+        judged = sample_judgments(model, toy_tokenizer, items, 1, 0.0, template="compact",
+                                  max_new_tokens=120)
+        return sum(is_correct(j.scores, i.rewards)
+                   for i, [j] in zip(items, judged, strict=True)) / len(items)
+    assert sum(p.numel() for p in base.parameters()) < 1_000_000
+    assert chance < accuracy(base) + 0.05 < accuracy(undamaged) - 0.2
+
+
+def test_items_are_written_as_records(cli, tmp_path):
+    out = tmp_path / "items.jsonl"
+    assert cli("toy_world.make_base", "--write", out, "--limit", 12)[0] == 0
+    assert read_jsonl(out) == world.items("test", 12)
+
+
+def test_making_a_base_resumes(cli, tmp_path):
+    command = ["toy_world.make_base", "--size", "small", "--steps", 2, "--damage_steps", 1,
+               "--output", tmp_path]
+    code, out, _ = cli(*command)
+    assert code == 0 and "pretraining: step 2/2" in out and "damage: step 1/1" in out
+    weights = [(tmp_path / name / "model.safetensors").read_bytes()
+               for name in ("small", "small-undamaged")]
+    code, out, _ = cli(*command)  # from the saved states: no step is left
+    assert code == 0 and "step" not in out and weights[0] != weights[1]
+    assert weights == [(tmp_path / name / "model.safetensors").read_bytes()
+                       for name in ("small", "small-undamaged")]
