@@ -1,4 +1,5 @@
-"""docs/choices.md holds every choice and deviation of the code; and how the files hang together."""
+"""docs/choices.md holds every choice and deviation of the code, docs/metrics.md every name that is
+logged; and how the files hang together."""
 import ast
 import re
 from collections import Counter
@@ -43,6 +44,16 @@ def test_the_flags_of_trl_exist_and_have_the_defaults_said():
     assert set(re.findall(r"^\| `(\w+)", table, re.M)) <= set(config)
     assert (config["loss_type"].default, config["use_bias_correction_kl"].default) == ("dapo", True)
     assert (config["beta"].default, config["num_generations"].default) == (0.0, 8)
+
+
+def test_the_glossary_has_the_names_that_are_logged():
+    text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    said = set(re.findall(r"`(\w+(?:/\w+)?)`", "".join(re.findall(r"^\| (`.*?) \|", text, re.M))))
+    assert {name for name in said if "/" in name} == set(
+        re.findall(r'"((?:reward|policy|len|opt|time)/\w+)":', SOURCES["spct_rl.py"]))
+    used = set(re.findall(r"\w+", SOURCES["eval.py"] + SOURCES["extras/benchmarks.py"]))
+    assert {"accuracy", "tie_rate"} <= {name for name in said if "/" not in name} <= {
+        *used, "position_bias", "length_bias"}
 
 
 def imports(source):
