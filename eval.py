@@ -15,8 +15,8 @@ Every rule of accuracy and ties is in this file, because such rules move numbers
   - Intervals: 95 % bootstrap over items, over prompts where prompts repeat. Comparisons are paired
     by item: both judges on the same items, so that hard items cancel.
 
-    python eval.py --model toy_world/medium --output runs/toy/eval_base      # judge, print a table
-    python eval.py --runs base=runs/toy/eval_base voting=runs/toy/voting --output runs/toy/graded
+    python eval.py --model toy_world/medium --output runs/base               # judge, print a table
+    python eval.py --runs base=runs/base voting=runs/toy/voting --output runs/graded
 
 The first form judges a test set greedily (the paper's default), each item in two opposite orders.
 The second compares what earlier runs wrote: tables, paired differences, curves over k and their
@@ -92,8 +92,8 @@ def block_credits(row, k, method="vote", k_meta=None, subsets=8, ties="expected"
       "vote"    all k judgments (Eq. 14)
       "guided"  the k_meta with the highest meta logits (§4)
       "random"  the matched control: k_meta drawn blindly, mean over `subsets` draws. Guided voting
-                must beat this one: half the judgments alone already lose or win something.
-      "oracle"  the best credit of any judgment alone: what a perfect selector could reach
+                must beat this one, because fewer votes alone change the accuracy.
+      "oracle"  the best credit of any judgment alone: what picking *one* of k perfectly would give
     """
     scores = [s["scores"] for s in row["samples"]]
     if not 1 <= k <= len(scores):
@@ -167,8 +167,8 @@ def single_scores(row, k=1, method="vote"):
         if method == "guided":
             best_first = sorted(valid, key=lambda j: -row["meta_logits"][j])
             valid = best_first[:default_k_meta(k)]
-        found.append(mean(row["samples"][j]["scores"][0] for j in valid) if valid else
-                     float("-inf") if row["rewards"][0] else float("inf"))
+        loses = float("-inf") if row["rewards"][0] else float("inf")
+        found.append(mean(row["samples"][j]["scores"][0] for j in valid) if valid else loses)
     return found
 
 
@@ -245,21 +245,6 @@ def overall(benchmarks):
     return sum(benchmarks[name] for name in BENCHMARKS) / len(BENCHMARKS)
 
 
-def average_rank(table):
-    """{run: mean of its ranks over the benchmarks}; 1 is the best, equal scores share (Table 2).
-
-    table: {run: {benchmark: score}}, the same benchmarks for every run.
-    >>> average_rank({"a": {"x": 0.9, "y": 0.5}, "b": {"x": 0.8, "y": 0.5}})
-    {'a': 1.25, 'b': 1.75}
-    """
-    def rank(value, column):
-        return 1 + sum(v > value for v in column) + (column.count(value) - 1) / 2
-    names = next(iter(table.values()))
-    columns = {name: [scores[name] for scores in table.values()] for name in names}
-    return {run: mean(rank(scores[name], columns[name]) for name in columns)
-            for run, scores in table.items()}
-
-
 # ----- one run: accuracy, parse rate, ties, and two biases -----
 
 def graded(rows):
@@ -301,9 +286,9 @@ def report(rows):
     """Measures of single judgments; docs/metrics.md explains each.
 
     Accuracy, lenient, ties and AUC are those of sample 0 of each item; parse rate, places, lengths
-    and tokens are over all samples of the run. A bias is how much more often a clear verdict names
-    the first (the longest) response than chance (the truth) would; it is there where its interval
-    leaves 0 out.
+    and tokens are over all samples of the run. Position bias: share of clear verdicts for the first
+    place, minus 1/n. Length bias: the same for the longest response, minus how often it is truly
+    best. A bias is real if its interval leaves 0 out.
     """
     items, alone = graded(rows), single_judgments(rows)
     samples = [s for r in rows for s in r["samples"]]
@@ -325,7 +310,8 @@ def report(rows):
                          for r, _, best in clear]}
     found = {}
     for kind, excess in biases.items():
-        labels = [r.get("cluster") or r.get("of", r["id"]) for r, _, _ in clear]
+        labels = [r.get("of", r["id"]) if r.get("cluster") is None else r["cluster"]
+                  for r, _, _ in clear]
         ends = bootstrap_ci(excess, clusters=labels) if clear else nothing
         found |= {f"{kind}_bias": mean(excess), f"{kind}_bias_low": ends[0],
                   f"{kind}_bias_high": ends[1]}
@@ -436,7 +422,11 @@ def read_runs(words):
         if not path.exists():
             raise UserError(f"--runs {word}: {path} does not exist; run eval.py or infer_scale.py "
                             "first (folders of benchmarks: python -m extras.benchmarks --runs)")
-        runs[name or Path(folder).name] = read_rows(path, fields=(
+        name = name or Path(folder).name
+        if name in runs:
+            raise UserError(f"--runs {word}: another run has the name {name}; give it one of its "
+                            "own, NAME=FOLDER")
+        runs[name] = read_rows(path, fields=(
             "id", "domain", "n", "rewards", "response_lengths", "samples"))
     return runs
 

@@ -4,10 +4,10 @@ Paper: "Inference-Time Scaling for Generalist Reward Modeling", arXiv 2504.02495
 
 A scalar reward model gives the same number however often you ask it, so more compute at inference
 buys nothing. A *generative* one writes its reasons first, and every sample reasons differently.
-A *pointwise* one scores each response by itself, so one, two or many responses are all the same
-task. The GRM is both (§2.1): it reads a query x and n >= 1 responses {y_i}, writes principles for
-this query with their weights, then a critique C, then one integer from 1 to 10 per response. All
-of it is one generation of one model (Eqs. 7 and 9):
+A *pointwise* one gives each response a score of its own, so one, two or many responses are all the
+same task. The GRM is both (§2.1): it reads a query x and n >= 1 responses {y_i}, writes principles
+for this query with their weights, then a critique C, then one integer from 1 to 10 per response.
+All of it is one generation of one model (Eqs. 7 and 9):
 
     {p_i} ~ p_theta(x, {y_i}),    C ~ r_theta(x, {y_i}, {p_i}),    {S_i} = f_extract(C)
 
@@ -72,6 +72,7 @@ COMPACT = """\
 {short_task}
 {principles_task} give the scores.
 """
+# Choice: the hint and given principles stand before the output format (the paper appends them).
 BODY = """\
 #### Conversation Context ####
 {conversation}
@@ -211,9 +212,9 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, *, 
             orders: "random": drawn for each sample; "opposite": samples 2i and 2i + 1 see reversed
                 orders; "shared": one drawn order for all k (a GRPO group answers one and the same
                 prompt); "original": none drawn.
-            first_sample: index of the first sample.
-            clamp: scores outside 1-10 are clamped, as the released model's card does; training
-                counts them as invalid.
+            first_sample: where the sample indices begin; other indices, other random numbers.
+            clamp: scores outside the rating's range are moved to its ends, as the released model's
+                card does; training counts them as invalid.
             skip_long: a prompt that does not fit gives an invalid judgment ("too_long") instead of
                 a UserError.
             prompt: of `build_prompt`: template, rating, principles, use_reference, hint. rating may
@@ -441,8 +442,8 @@ def read_arguments():
     add_judge_flags(parser)
     served.add_endpoint_flags(parser)
     args = served.check_endpoint(read_flags(parser))
-    asked = args.prompt is not None and args.response
-    if not asked and (args.prompt is not None or args.response) or asked and args.data:
+    given = [args.prompt is not None, bool(args.response), args.data is not None]
+    if given not in ([False] * 3, [True, True, False], [False, False, True]):
         raise UserError("give --prompt with one or more --response, or --data, not both")
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("grm.py is one process; infer_scale.py judges with several")
@@ -463,9 +464,9 @@ def main():
                                        "responses": args.response}, "arguments")]
     else:
         examples = [example_from_dict(DEMO)]
-    done, output = set(), args.output and open_run(args.output, args)
-    if output:  # a killed run continues behind its last item
-        done = {row["id"] for row in read_rows(output / "judgments.jsonl")}
+    output = open_run(args.output, args) if args.output else None
+    # a killed run continues behind its last item
+    done = {row["id"] for row in read_rows(output / "judgments.jsonl")} if output else set()
 
     # 2. judge each, print each
     share_threads()

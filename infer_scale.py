@@ -15,12 +15,14 @@ Output:  samples.jsonl: one line per item with every judgment's text, order, sco
          counts, the votes and the meta logits. All k, all controls and all intervals are computed
          from it later; nothing is sampled twice. metrics.jsonl (seconds).
 
-    accelerate launch infer_scale.py                    # toy world, k = 32 -> runs/toy/voting
-    accelerate launch infer_scale.py --meta_rm runs/toy/meta_rm/model        # adds the meta logits
+    accelerate launch infer_scale.py --limit 500        # toy world, k = 32 -> runs/toy/voting
+    accelerate launch infer_scale.py --limit 500 --meta_rm runs/toy/meta_rm/model   # + meta logits
     accelerate launch --num_processes 8 infer_scale.py --model runs/qwen/rl/model \
         --data items.jsonl --template full --max_new_tokens 512 --k 32 --output runs/qwen/voting
 
-Where we differ from the paper: the meta RM sees judgments of n = 1 items too (`# Choice:` below).
+Where we differ from the paper:
+  1. Judgments that do not parse do not vote, and none is sampled in their place.
+  2. The meta RM sees judgments of n = 1 items too (`# Choice:` below).
 Read next: eval.py, which grades what this file writes.
 """
 import argparse
@@ -52,7 +54,7 @@ def vote(sample_scores, valid=None):
     Source: paper §4, Eq. 14.
     Args:    sample_scores: (k, n) points, original order; None where a judgment did not parse.
              valid: (k,) bool, to leave out more of them.
-    Returns: n numbers in [v, 10v] for v valid judgments, or None if there is none.
+    Returns: n numbers, in [v, 10v] for v valid 1-10 judgments, or None if there is none.
     Choice:  an unparsed judgment does not vote, and none is sampled in its place.
 
     >>> vote([[1, 5], [5, 6], [4, 8], [7, 6]])      # Fig. 3 of the paper
@@ -81,7 +83,10 @@ def meta_vote(sample_scores, meta_logits, k_meta, valid=None):
 
 
 def default_k_meta(k):
-    """Paper: k/2. Choice: rounded down, at least 1, so that guided voting at k = 1 is Voting@1."""
+    """Paper: k/2. Fewer judgments vote, so each must be better; more would let bad ones in.
+
+    Choice: rounded down, at least 1, so that guided voting at k = 1 is Voting@1.
+    """
     return max(1, k // 2)
 
 
@@ -139,7 +144,7 @@ def add_set_flags(parser, chunk_size):
     parser.add_argument("--data", default="toy", help=DATA_HELP)
     parser.add_argument("--split", default="test", help="split of the data set")
     parser.add_argument("--domain", help="only this domain")
-    parser.add_argument("--rating", default="1-10",
+    parser.add_argument("--rating", default="1-10", choices=["1-10", "best"],
                         help="1-10; best for an LLM-as-a-Judge (votes are a majority, Eq. 13)")
     parser.add_argument("--bon", choices=["list", "pairs"],
                         help="items with n > 2: one list prompt (default, as the paper), or the "

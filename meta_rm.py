@@ -87,7 +87,8 @@ def meta_logits(model, pairs, pad_id):
     """One logit per judgment, before the sigmoid: (B,) fp32.
 
     Choice: a linear head on the last token of the judgment, as AutoModelForSequenceClassification
-    has it (the released meta RM is loaded so).
+    has it (the released meta RM is loaded so). Where pad and end token are one, transformers takes
+    the token before the end.
     pairs: B (prompt ids, judgment ids).
     """
     device = next(model.parameters()).device
@@ -280,6 +281,7 @@ def main():
 
     # 2. a model with a scalar head. It starts from a language model, which can read; only the head
     # is new.
+    # Choice: AdamW, betas (0.9, 0.95), weight decay 0.01, one epoch, classes as they come.
     seed_everything(args.seed)
     model, tokenizer = load_model(args.model, accelerator.device, torch.float32,
                                   AutoModelForSequenceClassification, num_labels=1)

@@ -8,9 +8,9 @@ fine-tuned on the rest. Two kinds of judgments are sampled:
   non-hinted: N_RFT = 3 per item. Wrong ones (Eq. 10) are rejected. If all three are right, the item
               is too easy: it has nothing to teach, and it is rejected as a whole.
   hinted:     1 more per item, from a prompt that names the best response. Why: some items are never
-              right in three tries, and without them only easy ones are learned. The price is a
-              temptation: a judge that knows the answer may write a critique that jumps to it. The
-              paper saw such shortcuts; they are one reason for the RL stage.
+              right in three tries, and without them only easy ones are learned. The risk: a judge
+              that knows the answer may skip the reasons. The paper saw such shortcuts; they are one
+              reason for the RL stage.
 
 The kept judgments are mixed with general instruction data (85 %), so that the model stays a model
 of language and does not learn to judge only.
@@ -95,10 +95,10 @@ def select(non_hinted, hinted):
     """
     too_easy = bool(non_hinted) and all(j["correct"] for j in non_hinted)
 
-    def fate(judgment, hinted):
+    def fate(judgment, had_hint):
         if not judgment["correct"]:
             return "incorrect"
-        if hinted and MENTIONS_HINT.search(judgment["text"]):
+        if had_hint and MENTIONS_HINT.search(judgment["text"]):
             return "mentions_hint"
         return "too_easy" if too_easy else "kept"
     return [fate(j, False) for j in non_hinted], [fate(j, True) for j in hinted]
@@ -227,8 +227,8 @@ def main():
         or load_tokenizer(args.sampler).get_vocab() == tokenizer.get_vocab())
     by_id, samples = {e.id: e for e in examples}, []
     for row in rows:
-        judgments, fates = row["non_hinted"] + row["hinted"], sum(select(
-            row["non_hinted"], row["hinted"]), [])
+        fates, hinted_fates = select(row["non_hinted"], row["hinted"])
+        judgments, fates = row["non_hinted"] + row["hinted"], fates + hinted_fates
         for judgment in (j for j, fate in zip(judgments, fates, strict=True) if fate == "kept"):
             # Choice: the prompt is built anew without the hint, in the order that the judge saw.
             # A prompt with the hint would teach the judge to wait for one.

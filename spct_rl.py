@@ -6,7 +6,7 @@ principles that lead to right scores become more likely, whatever they say.
 
 Every step: draw Q items; sample a group of G = 4 judgments of each from the current policy; reward
 each by rule (Eq. 11: +1 iff the best response gets strictly the highest score); compare it with
-its group; one update of
+its group; one step up the gradient of
 
   J = E 1/G sum_i 1/|o_i| sum_t { min[rho A, clip(rho, 1-eps, 1+eps) A] - beta KL[pi || pi_ref] }
                                                                                          (Eq. 15)
@@ -71,7 +71,9 @@ CLIP_EPS = 0.2  # Choice: GRPO's usual clip range. With one update per step it n
 def token_logp(logits, ids, temperature):
     """log pi(o_t | q, o_<t) of N tokens, in nats: (N,).
 
-    Args: logits (N, V) at the places that predict the tokens.  ids (N,).
+    Args: logits (N, V) at the places that predict the tokens, that is one place before each: the
+          prompt's last token predicts the first (CompletionLogits, plumbing/generation.py).
+          ids (N,).
     Pitfall: pi is the *tempered* distribution, the one that the sampler drew from. Without the
     division by the temperature the ratio rho would not be 1 before the first update.
     """
@@ -88,8 +90,9 @@ def token_entropy(logits, temperature):
 
 # Why a group mean instead of a critic? A critic is a second model that has to learn how hard each
 # item is. Four judgments of the same item say that directly: their mean reward. What is better
-# than its group is made more likely, what is worse less likely. G = 4 is the paper's balance of
-# cost and effect.
+# than its group is made more likely, what is worse less likely. Dividing by the std lets a rare
+# success among failures count more than one among successes. G = 4 is the paper's balance of cost
+# and effect.
 def group_advantages(rewards, std=True, ddof=0):
     """Advantages (Q, G) of rewards (Q, G): A_i = (r_i - mean(r)) / std(r) within each group.
 
@@ -113,9 +116,10 @@ def grpo_loss(logp, logp_old, logp_ref, advantages, mask, beta, clip_eps, kl="k3
     """The loss of B completions padded to T tokens; its mean over an update is -J of Eq. 15.
 
     Args:    logp, logp_old, logp_ref: (B, T) nats, of the policy, of the policy that sampled, and
-                 of the frozen reference; all of the tempered distribution that was sampled from.
+                 of the frozen reference; all at the sampling temperature.
              advantages: (B,).  mask: (B, T) bool, the completion with its end token.
-             kl: "k3", the paper's. "corrected": DeepSeek-V3.2's. "k2", "k1": for comparison.
+             kl: "k3", the paper's. "corrected": DeepSeek-V3.2's. For comparison: "k2", and "k1",
+                 whose gradient is zero on average.
              length_norm: "sequence": 1/|o_i| (the paper). "token": `length` is the mean length of
                  the update's completions, so that every token weighs the same (DAPO). "constant":
                  `length` is a constant (Dr. GRPO, with std=False above).
@@ -124,10 +128,12 @@ def grpo_loss(logp, logp_old, logp_ref, advantages, mask, beta, clip_eps, kl="k3
     lengths = mask.sum(1)                                                    # (B,) tokens
     # rho = pi / pi_old: how much more likely is the token now than when it was sampled? It is 1 at
     # the first update after sampling.
-    # Choice: log-ratios are bounded at 10 nats, here and in the KL term, so that exp() is finite.
+    # Choice: log-ratios are bounded at 10 nats, here and in the KL term, so that exp() is finite. A
+    # token beyond that has no gradient; stats["bounded"] counts them.
     ratio = (logp - logp_old).clamp(-10, 10).exp()                           # (B, T)
     A = advantages[:, None]                                                  # (B, 1)
-    # The clip takes away the reason to move a token further than eps from where it was sampled.
+    # The clip takes away the reason to move a token further than eps from where it was sampled. The
+    # minimum keeps the reason to come back.
     clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)                        # (B, T)
     policy = torch.minimum(ratio * A, clipped * A)                           # (B, T)
 
@@ -140,6 +146,7 @@ def grpo_loss(logp, logp_old, logp_ref, advantages, mask, beta, clip_eps, kl="k3
     penalty = {"k3": k3, "corrected": ratio * k3, "k2": d.pow(2) / 2, "k1": -d}[kl]  # (B, T)
 
     objective = ((policy - beta * penalty) * mask).sum(1)                    # (B,)
+    # 1/|o_i|: every judgment weighs the same, however long it is.
     if length_norm == "sequence":
         length = lengths.clamp(min=1)                                        # (B,)
     elif length_norm not in ("token", "constant"):
@@ -306,7 +313,7 @@ def main():
                 for name, value in stats.items():
                     totals[name] += value
             totals["loss"] += total
-            # Choice: 5 warm-up steps, then linear decay to a tenth.
+            # Choice: linear decay to a tenth of --lr, times a warm-up over the first 5 steps.
             lr = args.lr * min(1.0, (step + 1) / 5) * (1 - 0.9 * step / args.steps)
             norm = run.update(policy, lr, float(total), [
                 {"id": e.id, "prompt_ids": j.prompt_ids, "completion_ids": j.completion_ids,
@@ -328,7 +335,7 @@ def main():
             **{"opt/grad_norm": norm, "opt/lr": lr, "time/sample_s": sampled - started,
                "time/update_s": time.time() - sampled})
 
-    # 8. save
+    # 8. save, and say whether the reward rose
     run.finish(tokenizer)
     if accelerator.is_main_process:
         rewards = [row["reward/mean"] for row in read_rows(run.folder / "metrics.jsonl")]
@@ -413,9 +420,10 @@ def step_metrics(total, rollouts, items):
 
 
 def shown_group(tokenizer, example, group, rewards, advantages):
-    """Rows of samples.jsonl: one group, from prompt to reward."""
+    """Rows of samples.jsonl: one group, from prompt to reward; scores in the original order."""
     return [{"id": example.id, "prompt": tokenizer.decode(j.prompt_ids), "text": j.text,
-             "scores": j.scores, "reason": j.reason, "rewards": example.rewards,
+             "permutation": j.permutation, "scores": j.scores, "reason": j.reason,
+             "rewards": example.rewards,
              "rule_reward": float(r), "advantage": float(a)}
             for j, r, a in zip(group, rewards, advantages, strict=True)]
 

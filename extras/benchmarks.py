@@ -27,7 +27,6 @@ from eval import (
     BENCHMARKS,
     TIES,
     auc_ci,
-    average_rank,
     bootstrap_ci,
     item_credits,
     mean,
@@ -272,6 +271,21 @@ def folder_results(run, folder, ties):
             kept = {k: v for k, v in r.items() if not k.startswith("difference")}
             found.append({**kept, "run": named(r["method"], r["k"])})
     return found
+
+
+def average_rank(table):
+    """{run: mean of its ranks over the benchmarks}; 1 is the best, equal scores share (Table 2).
+
+    table: {run: {benchmark: score}}, the same benchmarks for every run.
+    >>> average_rank({"a": {"x": 0.9, "y": 0.5}, "b": {"x": 0.8, "y": 0.5}})
+    {'a': 1.25, 'b': 1.75}
+    """
+    def rank(value, column):
+        return 1 + sum(v > value for v in column) + (column.count(value) - 1) / 2
+    names = next(iter(table.values()))
+    columns = {name: [scores[name] for scores in table.values()] for name in names}
+    return {run: mean(rank(scores[name], columns[name]) for name in columns)
+            for run, scores in table.items()}
 
 
 # ----- tables over results -----

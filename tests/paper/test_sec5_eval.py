@@ -10,7 +10,6 @@ from conftest import error_of
 import eval as evaluation
 from eval import (
     auc_ci,
-    average_rank,
     block_credits,
     bootstrap_ci,
     chance,
