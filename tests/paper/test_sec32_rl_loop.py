@@ -155,7 +155,7 @@ def test_c11_c17_sampled_ids_are_trained_on_with_their_own_advantage(train, monk
             expected[tuple(j.prompt_ids), tuple(j.completion_ids)] = [*j.logp, A]
             text = toy_tokenizer.decode(j.completion_ids)
             again += toy_tokenizer(text, add_special_tokens=False)["input_ids"] != j.completion_ids
-    assert again >= 4  # some ids do not survive decoding and encoding
+    assert again  # some ids do not survive decoding and encoding
     for (args, _), (prompts, completions) in zip(seen["loss"], policy_parts(seen), strict=True):
         old, A, mask = args[1], args[3], args[4]
         for r, ids in enumerate(completions):
@@ -169,7 +169,7 @@ def test_c11_c17_sampled_ids_are_trained_on_with_their_own_advantage(train, monk
 
 def test_c10_c22_metrics_equal_a_count_by_hand(train, monkeypatch, tmp_path):
     """C10: frac_zero_std counts the groups of equal rewards, right or wrong."""
-    seen, dead = play(monkeypatch), Counter()
+    seen, dead, drawn = play(monkeypatch), Counter(), defaultdict(list)
     rows, _ = train("--steps", 3, "--G", 2, "--prompts_per_step", 8, "--length_norm", "token")
     for metrics, rollout in zip(rows, seen["rollouts"], strict=True):
         judgments = [j for _, group in rollout for j in group]
@@ -183,6 +183,10 @@ def test_c10_c22_metrics_equal_a_count_by_hand(train, monkeypatch, tmp_path):
         truncated = sum(j.reason == "truncated" for j in judgments)
         assert metrics["len/truncated_frac"] == truncated / 16
         dead.update(groups)
+        for e, group in rollout:
+            drawn[e.id].append((metrics["step"], [j.completion_ids for j in group]))
+    twice = [(a, b) for (i, a), *others in drawn.values() for j, b in others if i != j]
+    assert twice and all(a != b for a, b in twice)  # another step, other judgments
     assert dead[True, True] and dead[False, False]
     losses = [losses for _, losses in seen["loss"]]
     per_step = len(losses) // 3  # parts per step

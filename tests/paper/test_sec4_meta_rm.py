@@ -7,6 +7,8 @@ from conftest import error_of
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
     LlamaConfig,
     LlamaForSequenceClassification,
 )
@@ -41,11 +43,13 @@ ITEM = PreferenceExample("x", [{"role": "user", "content": "Tell me something ni
                           "My text about chess sounds warm and direct ."], [0, 1])
 
 
-def scalar_model(pad, size=297):
+def scalar_model(pad, architecture="llama"):
     torch.manual_seed(0)
-    return LlamaForSequenceClassification(LlamaConfig(
-        vocab_size=size, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-        num_attention_heads=4, num_labels=1, pad_token_id=pad, initializer_range=0.3)).eval()
+    options = dict(vocab_size=297, num_labels=1, pad_token_id=pad, initializer_range=0.3,
+                   num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
+    if architecture == "gpt2":  # its positions are absolute
+        return GPT2ForSequenceClassification(GPT2Config(**options)).eval()
+    return LlamaForSequenceClassification(LlamaConfig(intermediate_size=64, **options)).eval()
 
 
 # ----- what it reads -----
@@ -80,12 +84,13 @@ def pairs_of(tokenizer, count=7):
             for _ in range(count)]
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize("pads_with_end", [False, True])
-def test_c01_c03_logits_are_those_of_plain_transformers(pads_with_end, toy_tokenizer):
+def test_c01_c03_logits_are_those_of_plain_transformers(pads_with_end, architecture, toy_tokenizer):
     """C03: alone, or padded on either side.  C01: transformers looks for the last token that is not
     padding; where the end token pads, a batch and a row alone must still agree."""
     pad = toy_tokenizer.eos_token_id if pads_with_end else toy_tokenizer.pad_token_id
-    model, pairs = scalar_model(pad), pairs_of(toy_tokenizer)
+    model, pairs = scalar_model(pad, architecture), pairs_of(toy_tokenizer)
     with torch.no_grad():
         ours = meta_logits(model, pairs, pad)
         alone = torch.cat([model(input_ids=torch.tensor([p + c])).logits[0] for p, c in pairs])

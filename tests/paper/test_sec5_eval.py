@@ -77,8 +77,8 @@ def test_voting_at_k_is_the_mean_over_disjoint_blocks():
 
 
 def test_guided_random_and_oracle_use_the_same_samples():
-    scores = [[9, 1], [1, 3], [9, 1], [1, 3]]
-    one = row("x", *scores, rewards=[0, 1], logits=[-1.0, 2.0, -1.0, 2.0])
+    scores = [[9, 1], [1, 3], [1, 3], [9, 1]]
+    one = row("x", *scores, rewards=[0, 1], logits=[-1.0, 2.0, 2.0, -1.0])
     assert [item_credit(one, 4, m) for m in ("vote", "guided", "oracle")] == [0, 1, 1]
     assert block_credits(one, 2, "guided") == [1, 1]  # each block with its own logits
     # two of four at random: both right in 1 pair of 6
@@ -170,11 +170,6 @@ def test_overall_reproduces_the_rows_of_table_2(numbers, printed):
     assert overall(scores) == pytest.approx(printed, abs=0.051)
     with pytest.raises(ValueError, match="rmb"):
         overall({name: v for name, v in scores.items() if name != "rmb"})
-
-
-def test_average_rank_shares_ties():
-    table = {"a": {"x": 3, "y": 1}, "b": {"x": 2, "y": 1}, "c": {"x": 1, "y": 0}}
-    assert average_rank(table) == {"a": 1.25, "b": 1.75, "c": 3}
 
 
 def test_bootstrap_interval_matches_the_normal_one_and_covers():
@@ -367,6 +362,10 @@ def test_eval_judges_greedily_in_both_orders(cli, tiny, items, played, tmp_path)
     assert summary["chance"] == pytest.approx(1 / 3) and summary["temperature"] == 0
     assert "100.0" in said and (out / "table.csv").exists()
     assert "partial run" in cli("eval", *words[:-4], "--output", tmp_path / "two", "--limit", 2)[1]
+    runs = ["--output", tmp_path / "table", "--runs", f"a={out}"]
+    assert "another run has the name a" in error_of(cli("eval", *runs, f"a={tmp_path / 'two'}"))
+    code, said, err = cli("eval", *runs, tmp_path / "two")  # a folder names itself
+    assert code == 0 and "two - a, single judgments: +0.0" in said, err
 
 
 def test_pairs_on_the_command_line(cli, tiny, items, played, tmp_path):
@@ -389,7 +388,7 @@ def test_pairs_on_the_command_line(cli, tiny, items, played, tmp_path):
     (["--runs", "x=none"], "none/samples.jsonl does not exist"),
     (["--rating", "best"], "only single responses"), ([], "no item with n >= 2"),
 ])
-def test_mistakes_end_in_one_line(words, named, cli, tiny, items, played, tmp_path):
+def test_mistakes_end_in_one_line(words, named, cli, tiny, items, tmp_path):
     single = {**ITEM, "responses": ["good"], "rewards": [1]}
     data = ["--data", items(single), "--model", tiny, "--output", tmp_path / "out"]
     assert named in error_of(cli("eval", *data, *words))
