@@ -380,40 +380,7 @@ def test_nothing_kept_says_why(refused):
     assert "'incorrect': 72" in line and "parsing: {'ok': 96}" in line
 
 
-# ----- stopped and continued, and two processes -----
-
-def test_c23_stopped_twice_and_continued_equals_uninterrupted_bitwise(base, cli, train, tmp_path,
-                                                                      monkeypatch):
-    """C23: stopped in the second chunk of the sampling, then in the fourth update; only the chunk
-    and the updates since the last saved state are made again."""
-    flags = ["--limit", 140, "--save_every", 3, "--epochs", 0.15, "--general_fraction", 0.1]
-    whole, seen, _ = train(*flags, judge=Judge(140), name="whole")
-    stopped, log_metrics = Judge(140), runs.log_metrics
-
-    def judge(*args, **options):
-        if len(stopped.calls) == 3:  # within the second of two chunks, before its hinted ones
-            raise KeyboardInterrupt
-        return stopped(*args, **options)
-
-    def log(folder, accelerator=None, **metrics):
-        log_metrics(folder, accelerator, **metrics)
-        if metrics["step"] == 4:
-            raise KeyboardInterrupt
-    out, words = tmp_path / "out", command(base, tmp_path / "out", *flags)
-    with monkeypatch.context() as patch:
-        patch.setattr(generation, "generate", judge)
-        assert cli("spct_rft", *words)[0] == 130 and not (out / "judgments.jsonl").exists()
-        again = Judge(140)
-        patch.setattr(generation, "generate", again)
-        patch.setattr(runs, "log_metrics", log)
-        assert cli("spct_rft", *words)[0] == 130
-        assert len(again.calls) == 2 and len(read_rows(out / "metrics.jsonl")) == 4
-    rows, last, _ = train(*flags, judge=Judge(140))
-    assert untimed(rows) == untimed(whole) and len(whole) == 5 and not last["judge"].calls
-    files = [(folder / "judgments.jsonl").read_bytes() for folder in (tmp_path / "whole", out)]
-    assert files[0] == files[1]
-    assert near(weights(tmp_path / "whole" / "model"), weights(out / "model"))
-
+# ----- two processes (tests/kill.py kills and continues every program) -----
 
 def test_c08_c22_c27_two_processes_equal_one(base, train, tmp_path):
     """C08: parts of unequal lengths add up.  C22: metrics are those of both.  C27: DDP averages the
