@@ -1,5 +1,6 @@
 """plumbing/generation.py against the library's own generate and plain forward passes: tiny random
 models of every supported architecture, CPU, fp32."""
+import copy
 import random
 
 import numpy as np
@@ -496,8 +497,9 @@ def test_loading_mistakes_are_user_errors(tmp_path, tiny_model, toy_tokenizer, m
 
 
 def test_a_saved_model_loads_ready_to_sample(tmp_path, tiny_model, toy_tokenizer, monkeypatch):
-    model = tiny_model("qwen3")
-    save_model(tmp_path / "model", model, toy_tokenizer)
+    model, saved = tiny_model("qwen3"), copy.deepcopy(toy_tokenizer)
+    saved.padding_side = "right"
+    save_model(tmp_path / "model", model, saved)
     rows = generate(model, toy_tokenizer, make_prompts())
     for choice in ("", "eager", "sdpa"):  # the user's choice
         monkeypatch.setenv("SPCT_ATTN", choice)

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -231,9 +232,9 @@ class Line(torch.nn.Module):
         torch.save(self.state_dict(), Path(folder) / "weights")
 
 
-def train_line(folder, stop_at=None, loss_at=None, gradient_at=None, save_every=2, **more):
+def train_line(folder, stop_at=None, loss_at=None, gradient_at=None, save_every=4):
     """Six updates of a tiny Run, with AdamW; stopped as by Ctrl-C after update `stop_at`."""
-    args = SimpleNamespace(output=folder, save_every=save_every, seed=3, **more)
+    args = SimpleNamespace(output=folder, save_every=save_every, seed=3)
     run = start_run(args, runs.start_accelerator(args))
     model = Line()
     model, optimizer, step = run.prepare(
@@ -256,20 +257,33 @@ def train_line(folder, stop_at=None, loss_at=None, gradient_at=None, save_every=
             "samples": read_rows(Path(folder) / "samples.jsonl")}
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 5, 6])
+@pytest.mark.parametrize("stop_at", [3, 4, 5, 6])
 def test_c23_a_stopped_run_continues_bitwise_with_each_update_told_once(stop_at, tmp_path):
     plain = train_line(tmp_path / "plain")
     with pytest.raises(KeyboardInterrupt):
         train_line(tmp_path / "stopped", stop_at)
-    append_jsonl(tmp_path / "stopped" / "metrics.jsonl", [])
     with open(tmp_path / "stopped" / "metrics.jsonl", "a") as file:
         file.write('{"step": 7, "lo')  # torn by a kill
     again = train_line(tmp_path / "stopped")
     assert torch.equal(plain.pop("weight"), again.pop("weight")) and plain == again
     assert [r["step"] for r in again["rows"]] == [s["step"] for s in again["samples"]] == [
         1, 2, 3, 4, 5, 6]
-    norms = {r["norm"] for r in again["rows"]}
-    assert len(norms) == 6 and max(norms) > 1  # clipped, and reported as it was before
+    # The last update is saved too, so that a finished run is never trained on.
+    assert load_state(tmp_path / "stopped" / "state.pt")["step"] == 6
+
+
+def test_an_update_is_one_clipped_step_at_the_given_rate(tmp_path):
+    args = SimpleNamespace(output=tmp_path, save_every=9, seed=0)
+    run, model = start_run(args, runs.start_accelerator(args)), Line()
+    model, optimizer, _ = run.prepare(
+        model, torch.optim.SGD(model.parameters(), lr=9), 2, "line")
+    for slope, lr in ((100.0, 0.5), (0.1, 0.25)):  # its gradient is clipped to length 1, or left
+        before = model.weight.detach().clone()
+        run.accelerator.backward(slope * model.weight.sum())
+        norm = run.update(model, lr, 1.0, [])
+        assert norm == pytest.approx(slope * 3 ** 0.5, rel=1e-4)  # as it was before
+        moved = (model.weight - before).norm().item()
+        assert moved == pytest.approx(lr * min(1.0, norm), rel=1e-4)
 
 
 @pytest.mark.parametrize("which", ["loss_at", "gradient_at"])
@@ -368,6 +382,15 @@ def test_another_run_is_refused_with_the_difference_named(tiny, cli, tmp_path):
     assert {**everything(tmp_path), "run/config.json": b""} == {**before, "run/config.json": b""}
 
 
+def test_a_line_torn_by_a_kill_is_cut_before_the_next_is_appended(tmp_path):
+    args = SimpleNamespace(output=tmp_path / "run")
+    runs.open_run(args.output, args)
+    (args.output / "judgments.jsonl").write_text('{"id": 1}\n{"id": 2')
+    runs.open_run(args.output, args)
+    append_jsonl(args.output / "judgments.jsonl", [{"id": 2}])
+    assert [r["id"] for r in read_rows(args.output / "judgments.jsonl")] == [1, 2]
+
+
 def test_a_kill_while_a_run_is_discarded(tiny, cli, tmp_path, monkeypatch):
     words = ["infer_scale", "--model", tiny, *SMALL, "--output", tmp_path / "run"]
     assert cli(*words)[0] == 0
@@ -392,7 +415,7 @@ def test_one_run_at_a_time(tiny, cli, tmp_path):
     words = ["infer_scale", "--model", tiny, *SMALL, "--output", tmp_path / "run"]
     (tmp_path / "run").mkdir()
     with open(tmp_path / "run" / ".lock", "a") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+        fcntl.flock(other, fcntl.LOCK_SH)  # ours must be the only one
         assert "in use by another process" in error_of(cli(*words))
     assert cli(*words)[0] == 0  # let go with the process
 
@@ -421,13 +444,17 @@ def test_without_git_there_is_no_commit(monkeypatch):
     (ValueError("a bug"), None, ""), (OSError("a bug"), None, "")])
 def test_errors_of_users_are_one_line_and_trackers_are_closed(error, code, said, monkeypatch,
                                                               capsys):
-    did = []
+    did, made = [], []
     tracker = SimpleNamespace(finish=lambda: did.append("closed"))
-    one = SimpleNamespace(trackers=[tracker], end_training=lambda: did.append("closed, group left"))
+    one = SimpleNamespace(trackers=[tracker], end_training=lambda: did.append(
+        "closed, group left" if made[0]() is None else "a model is left"))
     monkeypatch.setattr(runs, "STARTED", [one])
 
     @command_line
     def main():
+        model = Line()
+        model.cycle = [model]  # only the garbage collector can free it
+        made.append(weakref.ref(model))
         if error:
             raise error
     if code == 0:
