@@ -43,7 +43,7 @@ def draw_scaling(rows, path):
         f"toy world, {guided['items']:,} test items, mean of {len(guided['seeds'].split())} seeds; "
         "bands: 95 % intervals over items",
         f"Votes lift the GRM from {one} to {many} %; guidance by the meta RM {found} at k = 32",
-        ("undamaged judge, greedy", named["undamaged judge, greedy"]["accuracy"]))
+        ("ceiling: undamaged judge", named["undamaged judge, greedy"]["accuracy"]))
 
 
 def draw_compute(rows, path):
@@ -60,9 +60,10 @@ def draw_compute(rows, path):
             axes.annotate(r["measure"].split("@")[1], (r["mflops"], 100 * r["accuracy"]),
                           xytext=(3, -11), textcoords="offset points", fontsize=7, color=shade)
         if points:
-            axes.annotate(size, (x[-1], y[-1]), xytext=(8, -3), textcoords="offset points",
-                          color=shade)
+            axes.annotate(size, (points[0]["mflops"], 100 * points[0]["accuracy"]), ha="right",
+                          xytext=(-9, -3), textcoords="offset points", color=shade)
     axes.set_xscale("log")
+    axes.margins(x=0.12)  # room for the names of the sizes
     axes.set_xlabel("million FLOPs per item")
     axes.set_ylabel("accuracy, %")
     axes.grid(alpha=0.2)

@@ -106,13 +106,13 @@ def scores_of(found, items, seeds=None):
     return np.array([found.labels[i] for i in items]), np.array(scores, dtype=float)
 
 
-def estimate(found, auc):
-    """(number, low, high) over all seeds."""
+def estimate(found, auc, draws=1000):
+    """(number, low, high) over all seeds; without draws only the number counts."""
     if auc:
         labels, scores = scores_of(found, found.labels)
-        return auc_ci(scores, labels, draws=1000)
+        return auc_ci(scores, labels, draws=draws)
     values = list(item_means(found).values())
-    return mean(values), *bootstrap_ci(values)
+    return mean(values), *(bootstrap_ci(values) if draws else ())
 
 
 def by_seed(found, auc):
@@ -209,7 +209,7 @@ def finish(seeds, specs, flops=False):
             each = [y - x for x, y in zip(before, after)]
             row["difference_low"], row["difference_high"] = ends = difference(*pair, auc)
             row["difference_seeds"] = " ".join(map(str, max((r.values for r in pair), key=len)))
-            row["from"], row["to"] = (estimate(r, auc)[0] for r in pair)
+            row["from"], row["to"] = (estimate(r, auc, 0)[0] for r in pair)
         if not gain and None not in (papers[label], papers.get(against)):
             gain = papers[label] - papers[against]
         gain = float(str(gain).removeprefix("gain ")) if gain != "" else None
