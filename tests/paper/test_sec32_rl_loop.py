@@ -170,7 +170,8 @@ def test_c11_c17_sampled_ids_are_trained_on_with_their_own_advantage(train, monk
 def test_c10_c22_metrics_equal_a_count_by_hand(train, monkeypatch, tmp_path):
     """C10: frac_zero_std counts the groups of equal rewards, right or wrong."""
     seen, dead, drawn = play(monkeypatch), Counter(), defaultdict(list)
-    rows, _ = train("--steps", 3, "--G", 2, "--prompts_per_step", 8, "--length_norm", "token")
+    rows, _ = train("--steps", 3, "--G", 2, "--prompts_per_step", 8, "--length_norm", "token",
+                    "--lr", 0)
     for metrics, rollout in zip(rows, seen["rollouts"], strict=True):
         judgments = [j for _, group in rollout for j in group]
         groups = [tuple(j.scores is not None for j in group) for _, group in rollout]
@@ -186,14 +187,16 @@ def test_c10_c22_metrics_equal_a_count_by_hand(train, monkeypatch, tmp_path):
         for e, group in rollout:
             drawn[e.id].append((metrics["step"], [j.completion_ids for j in group]))
     twice = [(a, b) for (i, a), *others in drawn.values() for j, b in others if i != j]
-    assert twice and all(a != b for a, b in twice)  # another step, other judgments
+    # another step, other random numbers (the policy stays what it is)
+    assert twice and all(a != b for a, b in twice)
     assert dead[True, True] and dead[False, False]
     losses = [losses for _, losses in seen["loss"]]
     per_step = len(losses) // 3  # parts per step
     for i, metrics in enumerate(rows):  # Eq. 15: the mean over all rollouts
         whole = torch.cat(losses[i * per_step:(i + 1) * per_step])
-        assert len(whole) == 16 and abs(whole.mean()) > 1e-3
+        assert len(whole) == 16
         assert metrics["policy/loss"] == pytest.approx(whole.mean().item(), abs=1e-6)
+    assert max(abs(metrics["policy/loss"]) for metrics in rows) > 1e-3  # so that it can differ
     samples = read_rows(tmp_path / "out" / "samples.jsonl")
     assert [r["step"] for r in samples] == [1, 1, 2, 2, 3, 3]
     assert {r["rule_reward"] for r in samples} <= {1.0, -1.0}
