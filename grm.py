@@ -112,10 +112,9 @@ def build_prompt(example, template="full", rating="1-10", principles=True, use_r
     Raises: UserError if what is asked for is not in the example, or the template lacks a field.
 
     >>> item = PreferenceExample("x", [{"role": "user", "content": "Hi"}], ["Hello!", "Go away."])
-    >>> print(build_prompt(item, "compact")[0]["content"])
+    >>> print(build_prompt(item, "compact")[0]["content"])  # doctest: +ELLIPSIS
     Score each response to the user's last message from 1 (worst) to 10 (best).
-    First state the specific criteria that matter for this query, with their weights, then \
-analyse, then give the scores.
+    First state the specific criteria that matter for this query, with their weights, then ...
     #### Conversation Context ####
     User: Hi
     #### Responses to be Scored ####

@@ -26,6 +26,7 @@ Where we differ from the paper:
 Read next: eval.py, which grades what this file writes.
 """
 import argparse
+import shlex
 import time
 from pathlib import Path
 
@@ -201,7 +202,8 @@ def main():
         parsed = sum(s["scores"] is not None for s in judgments)
         print(f"wrote {output}/samples.jsonl: {len(rows)} items, {len(judgments)} judgments, "
               f"{100 * parsed / len(judgments):.1f} % parsed\n"
-              f"grade them: python eval.py --runs {output.name}={output} --output {output}/graded")
+              f"grade them: python eval.py --runs {shlex.quote(f'{output.name}={output}')} "
+              f"--output {shlex.quote(f'{output}/graded')}")
 
 
 if __name__ == "__main__":

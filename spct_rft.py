@@ -89,9 +89,10 @@ def select(non_hinted, hinted):
     Choice:  a hinted judgment that talks about the hint is rejected: the training prompt has none.
 
     >>> right, wrong = {"correct": True, "text": ""}, {"correct": False, "text": ""}
-    >>> select([right, wrong, wrong], [right]), select([right, right, right], [right])
-    ((['kept', 'incorrect', 'incorrect'], ['kept']), (['too_easy', 'too_easy', 'too_easy'], \
-['too_easy']))
+    >>> select([right, wrong, wrong], [right])
+    (['kept', 'incorrect', 'incorrect'], ['kept'])
+    >>> select([right, right, right], [right])
+    (['too_easy', 'too_easy', 'too_easy'], ['too_easy'])
     """
     too_easy = bool(non_hinted) and all(j["correct"] for j in non_hinted)
 
