@@ -25,7 +25,8 @@ from eval import (
     single_scores,
 )
 from plumbing.figures import write_csv
-from plumbing.runs import ROOT, write_text
+from plumbing.runs import ROOT, read_json, write_text
+from results.demo import summary_lines
 from results.records import load
 from toy_world.world import DOMAINS
 
@@ -275,8 +276,12 @@ CLAIMS = [  # what the paper claims, and the rows that put it to the test
 
 
 def fill_readmes(tables):
-    """Write what stands between <!-- claims --> or <!-- table NAME --> and <!-- end -->."""
-    lines = {"claims": claim_lines(tables)} | {
+    """Write what stands between <!-- claims -->, <!-- demo --> or <!-- table NAME --> and the end.
+
+    demo: of results/demo.json, the summary.json of a whole demo.
+    """
+    demo = ["```", *summary_lines(read_json("results/demo.json")), "```"]
+    lines = {"claims": claim_lines(tables), "demo": demo} | {
         f"table {name}": table_lines(name, rows) for name, rows in tables.items()}
     for path in (Path("README.md"), Path("results/README.md")):
         text = path.read_text(encoding="utf-8")
