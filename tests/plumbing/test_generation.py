@@ -456,6 +456,23 @@ def test_c05_c14_c28_logp_is_what_the_sampler_drew_from(any_model, toy_tokenizer
     assert (logits(prompts, [r.ids for r in rows], logp_of(1))[0] - drawn).abs().max() > 0.1
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_c01_the_end_token_stays_in_the_loss_when_it_also_pads(checkpointing, tiny_model):
+    # C1: a mask made from token values drops the end token, and the model never learns to stop.
+    model, eos = tiny_model(), 4
+    if checkpointing:
+        model.train().activation_checkpointing_enable()
+    prompt, completions = [66, 67, eos, 68], [[70, 80, eos], [90, 91, 92, 93, eos]]
+    logp, _, mask = CompletionLogits(model, eos)([prompt] * 2, completions, logp_of(1))
+    assert mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+    logp.retain_grad()
+    logp[mask].mean().backward()
+    assert logp.grad[0, 2] != 0 and logp.grad[1, 4] != 0 and not logp.grad[0, 3:].any()
+    with torch.no_grad():
+        row = model(torch.tensor([[*prompt, 70, 80]])).logits[0, -1].log_softmax(-1)
+    assert logp[0, 2].item() == pytest.approx(row[eos].item(), abs=1e-5)
+
+
 def scaled(name, **options):
     import transformers as hf
     common = dict(vocab_size=80, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
@@ -511,6 +528,18 @@ def test_a_saved_model_loads_ready_to_sample(tmp_path, tiny_model, toy_tokenizer
     monkeypatch.setenv("SPCT_ATTN", "nonsense")
     with pytest.raises(UserError, match="nonsense"):
         generation.load_model(tmp_path / "model")
+
+
+def test_c18_a_base_model_gets_a_plain_template(tmp_path, byte_tokenizer, capsys):
+    tokenizer = byte_tokenizer("base")
+    save_model(tmp_path / "model", make_tiny_model("llama", len(tokenizer)), tokenizer)
+    loaded = generation.load_model(tmp_path / "model")[1]
+    assert "no chat template" in capsys.readouterr().out
+    assert loaded.pad_token_id == loaded.eos_token_id and loaded.padding_side == "left"
+    ids = encode_chat(loaded, [{"role": "user", "content": "How ?"}])
+    assert "How ?" in loaded.decode(ids)
+    # C18: this tokenizer adds BOS, so the prompt has one, and only one.
+    assert ids.count(loaded.bos_token_id) == 1 and ids[0] == loaded.bos_token_id
 
 
 def write_gguf(path):

@@ -8,7 +8,7 @@ from plumbing import generation, runs
 from plumbing.runs import UserError, read_json, read_rows
 
 # Every program that starts accelerate, with flags that keep it from ending before.
-PROGRAMS = {"spct_rft": [], "spct_rl": [], "infer_scale": [], "eval": [],
+PROGRAMS = {"spct_rft": [], "spct_rl": ["--steps", 1], "infer_scale": [], "eval": [],
             "meta_rm": ["--rft_judgments", "", "--grm", "toy_world/medium"],
             "extras.baselines": ["btrm"], "results.hostile": []}
 
@@ -17,7 +17,7 @@ PROGRAMS = {"spct_rft": [], "spct_rl": [], "infer_scale": [], "eval": [],
 def test_c32_every_program_refuses_fsdp_in_one_line(program, tmp_path, cli):
     # C32: under FSDP the sampler would read a shard of the weights; the default config of another
     # project may switch it on.
-    said = error_of(cli(program, *PROGRAMS[program], "--output", tmp_path / "run",
+    said = error_of(cli(program, *PROGRAMS[program], "--limit", 2, "--output", tmp_path / "run",
                         ACCELERATE_USE_FSDP="true", FSDP_VERSION="1"))
     assert said.startswith("error: FSDP is switched on")
     assert f"torchrun --nproc_per_node 1 {program.split('.')[-1]}.py" in said

@@ -303,6 +303,8 @@ def test_parts_cover_the_rows_and_only_the_last_one_communicates():
         with sync as state:
             told.append((part, state))
     assert told == [([0, 1, 2], "quiet"), ([3, 4, 5], "quiet"), ([6], None)]
+    ranks = (SimpleNamespace(process_index=rank, num_processes=2) for rank in (0, 1))
+    assert [runs.Run(None, None, rank).mine([*range(5)]) for rank in ranks] == [[0, 2, 4], [1, 3]]
 
 
 @pytest.mark.parametrize("program", ["spct_rft", "spct_rl", "meta_rm", "extras.baselines"])
@@ -395,7 +397,7 @@ def test_a_kill_while_a_run_is_discarded(tiny, cli, tmp_path, monkeypatch):
     words = ["infer_scale", "--model", tiny, *SMALL, "--output", tmp_path / "run"]
     assert cli(*words)[0] == 0
     samples, remove = (tmp_path / "run" / "samples.jsonl").read_bytes(), runs.remove
-    for survivors in range(3):
+    for survivors in range(4):
         left = [survivors]
 
         def killed(path, left=left):
@@ -405,7 +407,7 @@ def test_a_kill_while_a_run_is_discarded(tiny, cli, tmp_path, monkeypatch):
             remove(path)
         with monkeypatch.context() as patch:
             patch.setattr(runs, "remove", killed)
-            cli(*words, "--overwrite")
+            assert cli(*words, "--overwrite")[0] == (130 if survivors < 2 else 0)
         assert cli(*words)[0] == 0
         assert (tmp_path / "run" / "samples.jsonl").read_bytes() == samples
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
