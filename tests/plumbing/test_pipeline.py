@@ -36,8 +36,8 @@ def stages_in_this_process():
         yield
 
 
-SMALL = ["--limit", 24, "--k", 8, "--rft", "--limit 40 --epochs 0.3", "--meta", "--limit 40",
-         "--rl", "--steps 2 --prompts_per_step 8"]
+SMALL = ["--limit", 12, "--k", 8, "--rft", "--limit 40 --epochs 0.3", "--meta", "--limit 40",
+         "--rl", "--steps 1 --prompts_per_step 4"]
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_every_model_of_the_demo_loads_in_plain_transformers(demo):
 
 def test_samples_hold_what_every_later_number_needs(demo):
     rows = read_rows(demo[0] / "voting" / "samples.jsonl")
-    assert len(rows) == len({r["id"] for r in rows}) == 24
+    assert len(rows) == len({r["id"] for r in rows}) == 12
     for row in rows:
         assert len(row["samples"]) == len(row["meta_logits"]) == 8
         for sample, logit in zip(row["samples"], row["meta_logits"]):
