@@ -407,6 +407,9 @@ def main():
         print_table(table, SHORT)
         if args.limit:
             print(f"partial run: --limit {args.limit}")
+        unlabelled = sum(not r["rewards"] for r in rows)
+        if unlabelled:
+            print(f"{unlabelled} of {len(rows)} items have no rewards: judged, not graded")
         write_csv(output / "table.csv", table)
         write_json(output / "summary.json", {
             "model": args.model, "data": args.data, "temperature": args.temperature,
@@ -431,6 +434,13 @@ def read_runs(words):
     return runs
 
 
+def is_voted(rows):
+    """Whether the samples are for votes, not the two opposite orders that this program judges."""
+    pairs = [r["samples"] for r in rows if len(r["samples"]) == 2]
+    return len(rows[0]["samples"]) > 1 and not (len(pairs) == len(rows) and all(
+        a["permutation"] == b["permutation"][::-1] for a, b in pairs))
+
+
 def compare(runs, output, k_meta=None):
     """Tables (text and CSV), differences paired by item against the first run, and the figure."""
     # 1. one row per run
@@ -448,7 +458,7 @@ def compare(runs, output, k_meta=None):
         k = min(len(runs[n][0]["samples"]) for n in (first, name))
         measured = {"single judgments": [item_credits(single_judgments(runs[n]))
                                          for n in (first, name)]}
-        if k > 2:  # 2 are the two orders of a greedy judge
+        if k > 1 and is_voted(runs[first]) and is_voted(runs[name]):
             measured[f"Voting@{k}"] = [item_credits(graded(runs[n]), k) for n in (first, name)]
         for what, (a, b) in measured.items():
             common = [i for i in a if i in b]
@@ -462,12 +472,11 @@ def compare(runs, output, k_meta=None):
             print(f"{name} - {first}, {what}: {gain:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}] "
                   f"points on {len(common)} items")
 
-    # 3. curves over k, and the figure. Runs with two samples per item are greedy judges in two
-    # orders: one marker each, no curve.
-    points = [row for name, rows in runs.items() if len(rows[0]["samples"]) > 2
+    # 3. curves over k, and the figure; one marker for a judge that was not sampled again and again
+    points = [row for name, rows in runs.items() if is_voted(rows)
               for row in curve(rows, name, k_meta)]
     flat = {r["run"]: r["accuracy"] for r in table
-            if r["domain"] == "all" and len(runs[r["run"]][0]["samples"]) <= 2}
+            if r["domain"] == "all" and not is_voted(runs[r["run"]])}
     if points:
         print()
         print_table(points, ["run", "method", "k", "k_meta", "accuracy", "low", "high", "tokens"])

@@ -31,7 +31,7 @@ import time
 from pathlib import Path
 
 from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments, sum_scores
-from meta_rm import add_meta_logits
+from meta_rm import add_meta_logits, fingerprint
 from plumbing import served
 from plumbing.data import DATA_HELP, load_examples
 from plumbing.records import as_pairs
@@ -169,6 +169,8 @@ def read_arguments():
     parser.add_argument("--meta_rm", help="folder of the meta RM; adds meta logits to the samples")
     add_set_flags(parser, chunk_size=64)
     args = served.check_endpoint(read_flags(parser))
+    if args.meta_rm:
+        fingerprint(args.meta_rm)  # a wrong folder is told now, not after the judging
     if args.model is None:
         trained = Path("runs/toy/rl/model")
         args.model = str(trained) if trained.exists() else TOY_BASE
@@ -201,8 +203,9 @@ def main():
         judgments = [s for row in rows for s in row["samples"]]
         parsed = sum(s["scores"] is not None for s in judgments)
         print(f"wrote {output}/samples.jsonl: {len(rows)} items, {len(judgments)} judgments, "
-              f"{100 * parsed / len(judgments):.1f} % parsed\n"
-              f"grade them: python eval.py --runs {shlex.quote(f'{output.name}={output}')} "
+              f"{100 * parsed / len(judgments):.1f} % parsed")
+        if any(row["rewards"] and row["n"] > 1 for row in rows):
+            print(f"grade them: python eval.py --runs {shlex.quote(f'{output.name}={output}')} "
               f"--output {shlex.quote(f'{output}/graded')}")
 
 

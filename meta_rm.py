@@ -54,6 +54,7 @@ from plumbing.runs import (
     command_line,
     in_chunks,
     read_flags,
+    read_json,
     read_rows,
     seed_everything,
     start_accelerator,
@@ -170,10 +171,12 @@ def fingerprint(folder):
     Why: logits are kept beside the samples. A meta RM trained again at the same path must not be
     taken for the one that gave them.
     """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        raise UserError(f"meta RM {folder}: no .safetensors in it; run meta_rm.py and give its "
-                        "model folder as --meta_rm")
+    files, config = sorted(Path(folder).glob("*.safetensors")), Path(folder) / "config.json"
+    kind = (read_json(config).get("architectures") or [""])[0] if config.exists() else ""
+    # Pitfall: transformers gives a judge without a scalar head a random one, and says so nowhere.
+    if not files or not kind.endswith("ForSequenceClassification"):
+        raise UserError(f"meta RM {folder}: not the folder of a model with a scalar head; run "
+                        "meta_rm.py and give its model folder as --meta_rm")
     digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
 

@@ -13,7 +13,7 @@ import math
 
 from grm import TOY_BASE, score
 from plumbing.generation import complete, load_model
-from plumbing.runs import UserError, command_line, share_threads
+from plumbing.runs import UserError, command_line, read_flags, share_threads
 from toy_world import world
 
 
@@ -30,14 +30,14 @@ def main():
     parser.add_argument("--policy", help="model that answers")
     parser.add_argument("--judge", default=TOY_BASE, help="the trained GRM, e.g. runs/toy/rl/model")
     parser.add_argument("--prompt", help="what it answers")
-    parser.add_argument("--n", type=int, default=4, help="responses to choose from")
+    parser.add_argument("--n", type=int, default=4, help="responses that --policy writes")
     parser.add_argument("--k", type=int, default=8, help="judgments that vote")
     parser.add_argument("--answer_tokens", type=int, default=128, help="tokens per response")
     parser.add_argument("--template", default="compact",
                         help="the judge's prompt: full, compact or a file")
     parser.add_argument("--max_new_tokens", type=int, default=160, help="tokens per judgment")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--seed", type=int, default=0, help="seed of answers and judgments")
+    args = read_flags(parser)
     if (args.policy is None) != (args.prompt is None):
         raise UserError("give --policy and --prompt together, or neither of them")
     share_threads()

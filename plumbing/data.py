@@ -33,7 +33,7 @@ from plumbing.runs import UserError
 from plumbing.sets import CHATS, SETS
 from toy_world import world
 
-READ = ".jsonl, .jsonl.gz, .json, .csv and .parquet"
+READ = ".jsonl, .jsonl.gz, .json, .csv or .parquet"
 SUFFIXES = tuple(re.findall(r"\.[\w.]+\w", READ))
 DATA_HELP = ("toy; a file of records, whole (FILE#train, #validation, #test: that part, cut by a "
              "hash of the prompt); or NAME, NAME@REVISION (hub), NAME:PATH (local files), NAME one "
@@ -144,8 +144,11 @@ def load_chats(name, count, seed=0):
             raise UserError(f"{where}: field 'messages' must be a chat that ends with the "
                             f"assistant's turn ({error})") from None
         chats.append(chat)
+    if not chats:
+        raise UserError(f"{name}: no chat in it; give --general_data another file, or pass "
+                        "--general_fraction 0")
     random.Random(seed).shuffle(chats)
-    return [chats[i % len(chats)] for i in range(count)] if chats else []
+    return [chats[i % len(chats)] for i in range(count)]
 
 
 # ----- one set of SETS: rows -> examples of one split -----

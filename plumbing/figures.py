@@ -125,7 +125,7 @@ def draw_curves(table, flat, path, caption, title=None, ceiling=None):
     axes.set_xticks(ticks, [str(t) for t in ticks])
     room = max((len(name) + 5 for name in marks), default=0)  # letters left of k = 1
     axes.set_xlim(ticks[0] / 2 ** (0.3 + 0.08 * room), max(3, ticks[-1] * 1.2))
-    axes.set_ylim(low, high)
+    axes.set_ylim(low, high if high > low else low + 1)
     axes.set_xlabel("judgments per item, k")
     axes.set_ylabel("accuracy, %")
     axes.grid(alpha=0.2)

@@ -50,7 +50,8 @@ def find_model(name):
         if not (path / "config.json").is_file():
             raise UserError(f"model {name}: no config.json in it, so it is no Hugging Face model "
                             "folder; give one as --model")
-    elif path.is_absolute() or str(name).startswith(".") or str(name).count("/") > 1:
+    elif (path.is_absolute() or str(name).startswith(".") or str(name).count("/") > 1
+            or path.parts[:1] == ("runs",)):  # no hub id: a run that is not there
         raise UserError(f"model {name} does not exist")
     return {"pretrained_model_name_or_path": name}
 

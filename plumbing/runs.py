@@ -70,7 +70,7 @@ def command_line(main):
 # Smallest value of the flags that scripts name alike.
 AT_LEAST = dict.fromkeys(["k", "k_meta", "limit", "batch_size", "micro_batch_size", "n_rft",
                           "steps", "save_every", "chunk_size", "prompts_per_step", "G",
-                          "max_new_tokens", "updates_per_rollout"], 1)
+                          "max_new_tokens", "updates_per_rollout", "n"], 1)
 AT_LEAST |= dict.fromkeys(["seed", "lr", "temperature", "beta", "clip_eps", "epochs", "held_out",
                            "general_fraction"], 0)
 

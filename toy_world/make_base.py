@@ -325,7 +325,7 @@ def main():
     parser.add_argument("--steps", type=int, default=2500, help="pretraining steps of 64 chats")
     parser.add_argument("--damage_steps", type=int, default=450,
                         help="steps of 64 chats on noisy judgments")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of weights and lessons")
     parser.add_argument("--write", help="write test items to this .jsonl file instead")
     parser.add_argument("--limit", type=int, default=200, help="number of items to write")
     args = runs.read_flags(parser)

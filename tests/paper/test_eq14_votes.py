@@ -156,3 +156,18 @@ def test_only_single_responses_have_no_best(cli, tiny, tmp_path):
     assert "only single responses" in error_of(cli(
         "infer_scale", "--model", tiny, "--data", path, "--rating", "best", "--output",
         tmp_path / "out"))
+
+
+def test_scores_outside_the_range_are_clamped_in_evaluation(cli, tiny, toy_tokenizer, tmp_path,
+                                                            monkeypatch):
+    """As the released model's card does; in training they are invalid."""
+    def extreme(model, tokenizer, prompts, *args, **_):
+        ids = tokenizer("Scores: \\boxed{0, 7}", add_special_tokens=False)["input_ids"]
+        ids.append(tokenizer.eos_token_id)
+        return [generation.Completion(ids, [0.0] * len(ids), True) for _ in prompts]
+    monkeypatch.setattr(generation, "generate", extreme)
+    code, _, err = cli("infer_scale", "--model", tiny, "--data", items_file(tmp_path), "--k", 1,
+                       "--output", tmp_path / "out")
+    assert code == 0, err
+    for row in read_rows(tmp_path / "out" / "samples.jsonl"):
+        assert sorted(row["samples"][0]["scores"]) == [1, 7]

@@ -448,3 +448,15 @@ def main():
 
 if __name__ == "__main__":
     main()
+
+
+def test_c22_micro_batches_change_no_metric(train, monkeypatch):
+    """C22: metrics are sums over all parts of an update, then means."""
+    found = []
+    for size in (2, 8):
+        play(monkeypatch)
+        found += untimed(train("--steps", 1, "--G", 2, "--micro_batch_size", size,
+                               name=f"out{size}")[0])
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert value == pytest.approx(found[1][name], rel=1e-4, abs=1e-6), name

@@ -127,7 +127,7 @@ def test_saved_model_loads_in_plain_transformers_and_has_a_fingerprint(toy_token
         model.score.weight += 1
     save_model(tmp_path / "model", model, toy_tokenizer)
     assert len(first) == 12 and fingerprint(tmp_path / "model") != first
-    with pytest.raises(UserError, match="safetensors"):
+    with pytest.raises(UserError, match="scalar head"):
         fingerprint(tmp_path)
 
 
@@ -264,6 +264,9 @@ def test_meta_logits_of_a_samples_file(toy_tokenizer, tmp_path):
     assert row["meta_rm"] == fingerprint(tmp_path / "model")
     again = [row]
     assert add_meta_logits(tmp_path / "model", tmp_path, [ITEM], again, None, 1) is again
+    [other] = add_meta_logits(tmp_path / "model", tmp_path, [ITEM], [{**row, "meta_rm": "other"}],
+                              start_accelerator(), 1)  # logits of another meta RM are not kept
+    assert other["meta_rm"] == row["meta_rm"] and other["meta_logits"] == row["meta_logits"]
 
 
 @pytest.mark.parametrize("words, named", [
@@ -277,3 +280,31 @@ def test_mistakes_end_in_one_line(words, named, tiny, cli, tmp_path, monkeypatch
                                for row in read_rows(file)])
     words = command(tiny, tmp_path / "out", "--rft_judgments", file, *words)
     assert named in error_of(cli("meta_rm", *words))
+
+
+def test_a_judge_is_no_meta_rm(tmp_path, tiny_model, toy_tokenizer, cli):
+    """transformers would give it a random head; it is refused before anything is judged."""
+    save_model(tmp_path / "judge", tiny_model(), toy_tokenizer)
+    judge = tmp_path / "judge"
+    code, _, err = cli("infer_scale", "--model", judge, "--meta_rm", judge, "--limit", 2, "--k", 2,
+                       "--output", tmp_path / "out")
+    assert code == 2 and "scalar head" in err and not (tmp_path / "out").exists()
+
+
+def test_it_learns_from_the_order_that_the_judge_saw(tiny, cli, tmp_path, monkeypatch):
+    examples = {e.id: e for e in load_examples("toy", "train", 20)}
+    file, read = judgments_file(tmp_path, examples.values()), []
+    rows = read_rows(file)
+    for row in rows:
+        for j in row["non_hinted"]:
+            j["permutation"] = j["permutation"][::-1]
+    write_rows(file, rows)
+
+    def spied(tokenizer, shown, text):
+        read.append((shown.id, shown.responses))
+        return meta_ids(tokenizer, shown, text)
+    monkeypatch.setattr(meta_rm, "meta_ids", spied)
+    assert cli("meta_rm", *command(tiny, tmp_path / "out", "--rft_judgments", file))[0] == 0
+    expected = [(row["id"], examples[row["id"]].permuted(j["permutation"]).responses)
+                for row in rows for j in row["non_hinted"] if j["scores"]]
+    assert read == expected

@@ -392,3 +392,30 @@ def test_mistakes_end_in_one_line(words, named, cli, tiny, items, tmp_path):
     single = {**ITEM, "responses": ["good"], "rewards": [1]}
     data = ["--data", items(single), "--model", tiny, "--output", tmp_path / "out"]
     assert named in error_of(cli("eval", *data, *words))
+
+
+def test_two_samples_are_votes_unless_they_are_two_opposite_orders():
+    rows = [{"samples": [{"permutation": [0, 1]}, {"permutation": [1, 0]}]},
+            {"samples": [{"permutation": [0, 1]}, {"permutation": [0, 1]}]}]
+    assert not evaluation.is_voted(rows[:1]) and evaluation.is_voted(rows)
+    assert not evaluation.is_voted([{"samples": [{"permutation": [0, 1]}]}])
+    assert evaluation.is_voted([{"samples": [{"permutation": [0, 1]}] * 3}])
+
+
+def test_biases_by_hand():
+    """Of three responses the judge names the one that is shown first and is the longest; the truth
+    is another one: 1 - 1/3 above chance, and 1 above the truth."""
+    wrong = row("a", [1, 9, 2], rewards=[0, 0, 1]) | {"response_lengths": [5, 9, 5]}
+    wrong["samples"][0]["permutation"] = [1, 0, 2]
+    r = report([wrong])
+    assert r["position_bias"] == pytest.approx(2 / 3) and r["length_bias"] == 1
+    tied = row("b", [5, 5], [5, 5])
+    tied["samples"][1]["permutation"] = [1, 0]
+    assert report([tied])["swap_consistency"] == 0  # no verdict in either order
+
+
+def test_intervals_are_over_prompts_where_they_repeat():
+    rows = [row(str(i), [9, 1] if i < 20 else [1, 9], cluster="p" if i < 20 else "q")
+            for i in range(40)]
+    assert (report(rows)["low"], report(rows)["high"]) == (0, 1)
+    assert all((point["low"], point["high"]) == (0, 1) for point in curve(rows, "x"))

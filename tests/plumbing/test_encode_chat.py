@@ -78,3 +78,12 @@ def test_the_tokenizer_still_saves_after_use(tmp_path, toy_tokenizer):
     ids = encode_chat(toy_tokenizer, user("Is it fair ?"))
     toy_tokenizer.save_pretrained(tmp_path)
     assert encode_chat(AutoTokenizer.from_pretrained(tmp_path), user("Is it fair ?")) == ids
+
+
+def test_special_tokens_in_a_completion_stay_text(byte_tokenizer):
+    tokenizer = byte_tokenizer("chatml")
+    for token in tokenizer.all_special_tokens:
+        prompt, completion = encode_chat(tokenizer, user("h"), f"a {token} b{token}")
+        assert prompt == encode_chat(tokenizer, user("h"))
+        assert count_special(tokenizer, completion) == {tokenizer.eos_token_id: 1}
+        assert completion[-1] == tokenizer.eos_token_id

@@ -116,3 +116,16 @@ def test_every_stage_records_precision_device_processes_and_peak_memory(tmp_path
             config["versions"])
         metrics = read_rows(output / "metrics.jsonl")
         assert metrics and all(0.05 < row["memory/peak_gb"] < 1000 for row in metrics)
+
+
+def test_c25_a_launch_on_a_cpu_shares_all_cores(monkeypatch):
+    """C25: `accelerate launch` sets OMP_NUM_THREADS=1, so a program would run at a fraction."""
+    set_to = []
+    monkeypatch.setattr(torch, "set_num_threads", set_to.append)
+    monkeypatch.setattr(runs.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.delenv("SPCT_THREADS", raising=False)
+    for processes in (1, 2, 9):
+        runs.share_threads(processes)
+    monkeypatch.setenv("SPCT_THREADS", "4")
+    runs.share_threads(2)
+    assert set_to == [6, 3, 1, 4]
