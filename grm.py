@@ -72,7 +72,6 @@ COMPACT = """\
 {short_task}
 {principles_task} give the scores.
 """
-# Choice: the hint and given principles stand before the output format (the paper appends them).
 BODY = """\
 #### Conversation Context ####
 {conversation}
@@ -155,6 +154,7 @@ def build_prompt(example, template="full", rating="1-10", principles=True, use_r
         "responses": render_responses(example.responses, numbered=rating != "0-1"),
         "given_principles": ("#### Specific Criteria ####\n" + "\n".join(map(clean, given)) + "\n"
                              if given else ""),
+        # Choice: the hint stands before the output format (the paper appends it).
         "hint": describe_hint(example) + "\n" if hint else "",
         "output_format": f"{specific}Analysis: <each response under the criteria>\n"
                          f"Scores: \\boxed{{{boxes}}}",

@@ -280,7 +280,7 @@ def fill_readmes(tables):
 
     demo: of results/demo.json, the summary.json of a whole demo.
     """
-    demo = ["```", *summary_lines(read_json("results/demo.json")), "```"]
+    demo = ["```", *summary_lines(read_json(ROOT / "results" / "demo.json")), "```"]
     lines = {"claims": claim_lines(tables), "demo": demo} | {
         f"table {name}": table_lines(name, rows) for name, rows in tables.items()}
     for path in (Path("README.md"), Path("results/README.md")):
