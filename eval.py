@@ -151,7 +151,7 @@ def chance(rows):
 
 
 def powers_of_two(k):
-    """1, 2, 4, ... up to k, and k itself."""
+    """1, 2, 4, ... up to k, and k itself: each step of a curve doubles the compute."""
     return sorted({2 ** i for i in range(k.bit_length()) if 2 ** i <= k} | {k})
 
 
@@ -253,12 +253,18 @@ def graded(rows):
 
 
 def single_judgments(rows):
-    """The graded rows with their sample 0 only: one judgment in one random response order."""
+    """The graded rows with their sample 0 only: one judgment in one random response order.
+
+    The second order of a greedy judge is for the biases. Two orders together would be a vote.
+    """
     return [{**r, "samples": r["samples"][:1]} for r in graded(rows)]
 
 
 def verdict(scores):
-    """Index of the only best response; None where there is none (unparsed, or tied at the top)."""
+    """Index of the only best response; None where there is none (unparsed, or tied at the top).
+
+    Biases are counted on clear verdicts only: a tie likes nobody.
+    """
     return scores.index(max(scores)) if scores and scores.count(max(scores)) == 1 else None
 
 
@@ -338,6 +344,7 @@ def report(rows):
 def curve(rows, label, k_meta=None):
     """Rows (run, method, k, k_meta, accuracy, low, high, tokens per item, items) for every k.
 
+    tokens: what the judge wrote for one item, k judgments. What the meta RM reads is not in it.
     k_meta: judgments that vote at the largest k instead of half of them (Table 7).
     """
     items = graded(rows)
@@ -365,7 +372,11 @@ SHORT = ["run", "domain", "items", "accuracy", "low", "high", "chance", "parse_r
 
 
 def main_table(runs):
-    """Per run and domain: `report`, "all" first."""
+    """Per run and domain: `report`, "all" first.
+
+    By domain, because a mean can hide a collapse on one of them (the paper saw that with a KL
+    coefficient that was too small, App. C.1).
+    """
     return [{"run": name, "domain": domain, **report(part)} for name, rows in runs.items()
             for domain, part in {"all": rows, **by_domain(rows)}.items() if graded(part)]
 
