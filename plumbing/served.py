@@ -27,7 +27,8 @@ from plumbing.runs import UserError
 # <|im_end|>, <｜User｜>, <turn|>, </s>, <end_of_turn>, [INST].
 SPECIAL = re.compile(
     r"<(?=[|｜][^<>\s]{1,40}>|[^<>\s]{1,40}[|｜]>|<SYS>>|</SYS>>"
-    r"|/?(?:s|bos|eos|pad|unk|mask|cls|sep|think|tool_call|tool_response|start_of_turn|end_of_turn)>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])")
+    r"|/?(?:s|bos|eos|pad|unk|mask|cls|sep|think|tool_call|tool_response)>"
+    r"|/?(?:start_of_turn|end_of_turn)>)|\[(?=/?(?:INST|SYSTEM_PROMPT)\])")
 TOO_LONG = re.compile(r"context.{0,20}(?:length|window)|too long|longer than|too many tokens"
                       r"|maximum.{0,20}(?:length|tokens)", re.IGNORECASE)
 BUSY = (408, 409, 425, 429)  # of the 4xx, the ones that may pass; the others are refusals
