@@ -13,8 +13,10 @@ import math
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -37,9 +39,34 @@ def one_line(error):
     return " ".join(str(error).split())
 
 
+STOPPED = "\nstopped; the same command (without --overwrite) continues where it ended"
+
+
+def on_ctrl_c(handler):
+    """Set what Ctrl-C does, if it still raises KeyboardInterrupt (nohup, for example, ignores it).
+
+    Returns whether it was set.
+    """
+    mine = (threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+    if mine:
+        signal.signal(signal.SIGINT, handler)
+    return mine
+
+
+def stop_at_once(*_):
+    os.write(2, f"{STOPPED}\n".encode())
+    os._exit(130)
+
+
 def command_line(main):
-    """Decorate `main()`: a user's mistake and a disk's error end in one line, Ctrl-C in another."""
+    """Decorate `main()`: a user's mistake and a disk's error end in one line, Ctrl-C in another.
+
+    Pitfall: Ctrl-C after the work is done, while the group of processes is left or Python shuts
+    down, raises inside code that is not ours. So when main() has returned, it ends the program.
+    """
     def stop(code, message):
+        on_ctrl_c(signal.SIG_IGN)  # a second one must not cut the line
         for bar in list(getattr(tqdm, "_instances", [])):  # a half-drawn bar would share the line
             bar.close()
         sys.stdout.flush()
@@ -48,22 +75,27 @@ def command_line(main):
 
     @functools.wraps(main)
     def wrapped():
-        done = False
+        done = changed = False
         try:
-            main()
-            done = True
+            try:
+                main()
+                done = True
+                sys.stdout.flush()
+                changed = on_ctrl_c(stop_at_once)
+            finally:
+                end_training(done)
         except UserError as error:
             stop(2, f"error: {one_line(error)}")
         except KeyboardInterrupt:
-            stop(130, "\nstopped; the same command (without --overwrite) continues where it ended")
+            stop(130, STOPPED)
         except OSError as error:  # full disk, read-only folder, ...; without an errno it is a bug
             if error.errno is None:
                 raise
             stop(2, f"error: cannot read or write {error.filename or 'the output folder'} "
                     f"({error.strerror}); mend it and run the same command (without --overwrite): "
                     "finished work is kept")
-        finally:
-            end_training(done)
+        if changed and main.__module__ != "__main__":  # somebody's Python goes on
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     return wrapped
 
 

@@ -95,6 +95,8 @@ def start(words, folder, log, kind="", at=0, counter=None, rank=None, port=None)
 
     rank: of two processes (0 or 1); what torchrun sets is set.
     """
+    program, *flags = words.split()
+    main = importlib.import_module(program).main  # before the fork, so that no fault hits an import
     pid = os.fork()
     if pid:
         return pid
@@ -112,12 +114,12 @@ def start(words, folder, log, kind="", at=0, counter=None, rank=None, port=None)
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         os.chdir(ROOT)
-        program, *flags = words.split()
         sys.argv = [f"{program}.py", *flags, "--output", str(folder)]
         sys.addaudithook(guard(folder, kind, at, counter))
         code = 0
         try:
-            importlib.import_module(program).main()
+            main()
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         except SystemExit as stop:
             code = stop.code or 0
         except BaseException:

@@ -61,6 +61,42 @@ def test_two_processes_equal_one_and_no_process_waits_for_a_dead_one():
     assert total["ended_early"] == 1 and total["models_at_the_end"] == [0, 0, 0, 0]
 
 
+ENDING = """
+import atexit, gc, os, signal, sys, types
+from plumbing import runs
+moment = sys.argv[1]
+def ctrl_c(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+@runs.command_line
+def main():
+    runs.STARTED.append(types.SimpleNamespace(end_training=lambda: None, trackers=[]))
+    print("the table")
+    if moment == "while the group is left":
+        gc.collect = ctrl_c
+    if moment == "while an object dies":  # Python prints what is raised there and goes on
+        gc.collect = lambda: type("Object", (), {"__del__": ctrl_c})() and None
+    if moment == "while Python shuts down":
+        atexit.register(ctrl_c)
+    if moment == "while an error is said":
+        class Bar:
+            close = ctrl_c
+        runs.tqdm._instances = [Bar()]
+        raise runs.UserError("a mistake")
+main()
+"""
+
+
+@pytest.mark.parametrize("moment", [
+    "while the group is left", "while an object dies", "while Python shuts down",
+    "while an error is said"])
+def test_whenever_ctrl_c_comes_the_ending_is_one_line(moment):
+    code, out = finished(started(["-c", ENDING], moment, PYTHONPATH=str(ROOT)), timeout=120)
+    mistake = moment == "while an error is said"
+    said = "error: a mistake" if mistake else runs.STOPPED.strip()
+    assert [line for line in out.splitlines() if line] == ["the table", said]
+    assert code == (2 if mistake else 130)
+
+
 # ----- files appear whole -----
 
 @pytest.fixture
