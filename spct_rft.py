@@ -167,7 +167,7 @@ def read_arguments():
                         help="non-hinted judgments per item (paper: 3)")
     parser.add_argument("--temperature", type=float, default=1.0,
                         help="of the sampling (paper: not stated)")
-    parser.add_argument("--rating", default="train", choices=["train", "1-10", "best"],
+    parser.add_argument("--rating", default="train", choices=["train", "best"],
                         help="train: 0-1 for n = 1, else 1-10; best: an LLM-as-a-Judge")
     parser.add_argument("--no_hinted", action="store_true",
                         help="ablation of Table 4: without hinted sampling")

@@ -29,8 +29,9 @@ Where we differ from the paper:
 Read next: meta_rm.py.
 """
 import argparse
+import dataclasses
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
@@ -188,7 +189,7 @@ def read_arguments():
     parser.add_argument("--steps", type=int, default=60, help="steps (paper: 900)")
     parser.add_argument("--temperature", type=float, default=1.0,
                         help="of the rollouts (paper: not stated)")
-    parser.add_argument("--rating", default="train", choices=["train", "1-10", "best"],
+    parser.add_argument("--rating", default="train", choices=["train", "best"],
                         help="train: 0-1 for n = 1, else 1-10; best: an LLM-as-a-Judge")
     parser.add_argument("--easy_filter", metavar="MODEL",
                         help="drop items that this judge gets right 3 times of 3 (paper: "
@@ -259,17 +260,22 @@ def main():
     accelerator.print(f"RL from {args.model} on {accelerator.device}: "
                       f"{accelerator.num_processes} processes x {Q} items x {args.G} judgments = "
                       f"{rollouts} rollouts per step, {len(examples)} items, {args.steps} steps")
+    if len(examples) < args.prompts_per_step:
+        accelerator.print(f"only {len(examples)} distinct items per step: some are drawn more than "
+                          "once; more data, or a lower --prompts_per_step, would tell more")
 
     def logp_and_entropy(logits, ids):  # what is wanted of the logits, a chunk of tokens at a time
         return token_logp(logits, ids, args.temperature), token_entropy(logits, args.temperature)
     policy, optimizer, step = run.prepare(policy, optimizer, args.steps, "RL", inner=model)
+    dead = 0  # steps in a row that taught nothing
 
     while step < args.steps:
         # 3. sample a group of G judgments per item from the current policy
         started = time.time()
         seed_everything(run.seed())
         drawn = batch_indices(step, args.prompts_per_step, len(examples), args.seed)
-        mine = run.mine([examples[i] for i in drawn])       # Q items; a process owns whole groups
+        drawn = name_draws([examples[i] for i in drawn])
+        mine = run.mine(drawn)                              # Q items; a process owns whole groups
         with accelerator.autocast():  # the precision of the update, so that rho is 1
             # Choice: one response order per group; its members answer the same prompt q.
             groups = sample_judgments(
@@ -335,6 +341,12 @@ def main():
             **{"opt/grad_norm": norm, "opt/lr": lr, "time/sample_s": sampled - started,
                "time/update_s": time.time() - sampled})
 
+        dead = (dead + 1) * (total["dead"] == args.prompts_per_step)
+        if dead == min(5, args.steps):
+            accelerator.print(f"\nin {dead} steps in a row every group had equal rewards, so there "
+                              "is nothing to learn; look at reward/parse_rate, then try other data, "
+                              "a larger --G or a higher --temperature")
+
     # 8. save, and say whether the reward rose
     run.finish(tokenizer)
     if accelerator.is_main_process:
@@ -342,6 +354,19 @@ def main():
         tenth = max(1, len(rewards) // 10)
         print(f"mean reward {sum(rewards[:tenth]) / tenth:.2f} over the first {tenth} steps, "
               f"{sum(rewards[-tenth:]) / tenth:.2f} over the last {tenth}")
+
+
+def name_draws(drawn):
+    """The items of one step; one that is drawn again has another id, and so other random numbers.
+
+    Pitfall: with fewer items than --prompts_per_step the second group would copy the first.
+    """
+    seen = Counter()
+    for i, example in enumerate(drawn):
+        seen[example.id] += 1
+        if seen[example.id] > 1:
+            drawn[i] = dataclasses.replace(example, id=f"{example.id}/draw{seen[example.id]}")
+    return drawn
 
 
 def drop_easy(examples, args, accelerator, folder):

@@ -119,7 +119,8 @@ def test_easy_filter_drops_what_the_judge_gets_right_three_times(base, train, mo
     tried, *steps = seen["rollouts"]
     easy = {e.id for e, group in tried if all(j.scores for j in group)}
     assert 0 < len(easy) < 10 and all(len(group) == 3 for _, group in tried)
-    assert {e.id for step in steps for e, _ in step} == {e.id for e, _ in tried} - easy
+    drawn = {e.id.split("/draw")[0] for step in steps for e, _ in step}
+    assert drawn == {e.id for e, _ in tried} - easy
     assert f"{len(easy)} of 10 items dropped" in out
 
 
@@ -202,6 +203,25 @@ def test_c10_c22_metrics_equal_a_count_by_hand(train, monkeypatch, tmp_path):
     assert {r["rule_reward"] for r in samples} <= {1.0, -1.0}
 
 
+def test_c11_an_item_drawn_twice_in_a_step_gets_other_judgments(train, monkeypatch):
+    """C11: fewer items than --prompts_per_step; the second group was a copy of the first."""
+    seen = play(monkeypatch)
+    _, out = train("--limit", 3, "--prompts_per_step", 8, "--steps", 1)
+    [step] = seen["rollouts"]
+    groups, orders, rewards = defaultdict(list), defaultdict(set), defaultdict(set)
+    for e, group in step:
+        groups[e.prompt[-1]["content"]] += [tuple(j.completion_ids) for j in group]
+        orders[e.prompt[-1]["content"]].add(tuple(group[0].permutation))
+        rewards[e.prompt[-1]["content"]].add(tuple(e.rewards))
+    assert len(step) == 8 and sorted(map(len, groups.values())) == [8, 12, 12]
+    assert all(len(set(ids)) > 0.9 * len(ids) for ids in groups.values())
+    assert any(len(order) > 1 for order in orders.values())
+    assert all(len(truth) == 1 for truth in rewards.values())
+    assert "3 distinct items per step" in out
+    first = [load_examples("toy", "train", 3)[i].id for i in runs.batch_indices(0, 3, 3, 0)]
+    assert [e.id for e, _ in step[:3]] == first  # a first draw has the random numbers of ever
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_c21_truncated_judgments_stay_in_the_loss_unless_masked(masked, train, monkeypatch):
     """C21: what the length limit cut off earns -1; --mask_truncated takes it out of the loss."""
@@ -274,6 +294,19 @@ def test_c14_dropout_does_not_move_the_ratio(flags, tmp_path, toy_tokenizer, tra
 
 # ----- data and mistakes -----
 
+def test_c35_c36_a_judge_that_never_tells_two_apart_is_told(train, tmp_path, monkeypatch):
+    """C36: equal rewards in every group train with a loss of 0.  C35: what does not parse earns -1,
+    also where the truth is 0."""
+    rows = [{**ITEM, "id": str(i), "responses": ["x"], "rewards": [0]} for i in range(4)]
+    flags = ["--data", jsonl(tmp_path / "single.jsonl", *rows), "--steps", 6]
+    metrics, out = train(*flags)
+    assert {row["reward/mean"] for row in metrics} == {-1.0}
+    assert {row["reward/frac_zero_std"] for row in metrics} == {1.0}
+    assert out.count("every group had equal rewards") == 1 and "reward/parse_rate" in out
+    play(monkeypatch)
+    assert "equal rewards" not in train(*flags, name="alive")[1]
+
+
 ITEM = {"id": "a", "prompt": "Hi", "responses": ["x", "y"], "rewards": [1, 0]}
 
 
@@ -298,6 +331,7 @@ def test_items_that_do_not_fit_stop_the_run_or_are_dropped(tmp_path, train, refu
 @pytest.mark.parametrize("flags, word", [
     (["--data", "unlabelled.jsonl"], "item b"),
     (["--data", "single.jsonl", "--rating", "best"], "2 responses"),
+    (["--data", "single.jsonl", "--rating", "1-10"], "choose from"),
     (["--limit", 3, "--easy_filter", "BASE"], "too easy"),
 ])
 def test_mistakes_end_in_one_line(flags, word, base, refused, tmp_path, monkeypatch):
