@@ -212,6 +212,10 @@ def main():
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad,
                              exclude_domain=args.exclude_domain, labelled=True,
                              at_least=2 if args.rating == "best" else 1)
+    tokenizer = load_tokenizer(args.model)  # what may fail after hours of sampling is tried now
+    if args.general_fraction or args.general_only:
+        for chat in load_chats(args.general_data, 1, args.seed):
+            encode_chat(tokenizer, chat[:-1], chat[-1]["content"])
     run = start_run(args, accelerator)
 
     # 2. sample judgments: N_RFT non-hinted ones, one hinted (§3.2). All are written down, because

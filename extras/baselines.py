@@ -93,11 +93,7 @@ def round_robin(S, n):
 
 def response_ids(tokenizer, example):
     """btrm: the conversation, and each response as the assistant's turn. One pair per response."""
-    # Choice: a system turn opens the first user turn instead: many chat templates have none.
-    system = [m["content"] for m in example.prompt if m["role"] == "system"]
-    turns = [m for m in example.prompt if m["role"] != "system"]
-    turns[0] = {**turns[0], "content": "\n".join(system + [turns[0]["content"]])}
-    return [encode_chat(tokenizer, turns, response) for response in example.responses]
+    return [encode_chat(tokenizer, example.prompt, response) for response in example.responses]
 
 
 def alone(example, i):
@@ -242,12 +238,12 @@ def cloud(args, accelerator, output, items, test):
     if not (output / "critic" / "model").exists():
         # Deviation: the base model writes them itself (paper: DeepSeek-V2.5-0905), as in our RFT
         # without --sampler.
+        general = round(len(singles) * args.general_fraction / (1 - args.general_fraction))
+        chats = load_chats(args.general_data, general, args.seed) if general else []
         rows = criticise(*generation.load_model(args.model, accelerator.device), 1.0, "critiques")
         rows = [(row["prompt_ids"], row["completion_ids"]) for row in rows]
         model, tokenizer = generation.load_model(args.model, accelerator.device, torch.float32)
-        general = round(len(rows) * args.general_fraction / (1 - args.general_fraction))
-        for chat in load_chats(args.general_data, general, args.seed) if general else []:
-            rows.append(encode_chat(tokenizer, chat[:-1], chat[-1]["content"]))
+        rows += [encode_chat(tokenizer, chat[:-1], chat[-1]["content"]) for chat in chats]
         train(output / "critic", args, accelerator, model, tokenizer, rows,
               lambda model, part: sft_loss(model, part, tokenizer.pad_token_id, accelerator.device),
               "CLoud's critic", weight_of=lambda row: len(row[1]))

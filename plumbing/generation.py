@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
@@ -74,6 +75,9 @@ def load_tokenizer(name):
         bos = tokenizer.bos_token_id
         adds_bos = bos is not None and tokenizer("")["input_ids"][:1] == [bos]
         tokenizer.chat_template = ("{{ bos_token }}" if adds_bos else "") + PLAIN_TEMPLATE
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"model {name}: its tokenizer has no end token, so no judgment would ever "
+                        "end; name one as eos_token in its tokenizer_config.json")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -140,12 +144,50 @@ def encode_chat(tokenizer, messages, completion=None):
         return disarm(normal) if special.search(normal) else text
     messages = [{**m, "content": harmless(m["content"])} for m in messages]
     # Pitfall: the template writes the BOS token itself; the tokenizer must not add a second one.
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    text = render_chat(tokenizer, messages)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if completion is None:
         return ids
     text_ids = tokenizer(harmless(completion), add_special_tokens=False)["input_ids"]
     return ids, text_ids + [tokenizer.eos_token_id]
+
+
+def render_chat(tokenizer, messages):
+    """The chat's text by the tokenizer's template, up to where the assistant writes.
+
+    Choice: a template may know no system turn (Gemma), or want turns that alternate, the user's
+    first. Then neighbours are joined, a system turn to the user's turn, and an answer that opens
+    the chat gets an empty user turn before it. Raises UserError if that does not help.
+    """
+    problem = ""
+
+    def render(turns):
+        nonlocal problem
+        try:
+            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        except TemplateError as error:
+            problem = first_line(error)
+    text = render(messages)
+    system = [m["content"].strip() for m in messages if m["role"] == "system"]
+    if system and text:  # some templates leave it out, or write it as if it were an answer
+        answered = render([m if m["role"] == "user" else {**m, "role": "assistant"}
+                           for m in messages])
+        if text == answered or not all(content in text for content in system):
+            text = None
+    if text is None:
+        turns = []
+        for m in messages:
+            role = "assistant" if m["role"] == "assistant" else "user"
+            if turns and turns[-1]["role"] == role:
+                turns[-1]["content"] += "\n" + m["content"]
+            else:
+                turns += [{"role": "user", "content": ""}] * (not turns and role == "assistant")
+                turns.append({"role": role, "content": m["content"]})
+        text = render(turns)
+    if text is None:
+        raise UserError(f"the model's chat template refuses a chat ({problem}); mend the template "
+                        "in the model's folder, or leave the chat out")
+    return text
 
 
 def special_tokens(tokenizer):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ddp_at_the_end, error_of, finished, started
+from conftest import ROOT, ddp_at_the_end, error_of, finished, started
 from played import PYTHONPATH, TORCHRUN, moved, near, plain_steps, save_tiny, untimed, weights
 
 import spct_rft
@@ -194,7 +194,7 @@ def play(monkeypatch, judge=None, sgd=False):
         return indices(step, batch_size, count, seed)
 
     def chatted(name, count, seed):
-        seen["chats"].append(count)
+        seen["chats"] += [count] * (count > 1)  # one is tried before anything is sampled
         return chats(name, count, seed)
     monkeypatch.setattr(generation, "generate", seen["judge"])
     monkeypatch.setattr(spct_rft, "load_model", remembered)
@@ -361,6 +361,7 @@ ITEM = {"id": "a", "prompt": "Hi", "responses": ["x", "y"], "rewards": [1, 0]}
 
 @pytest.mark.parametrize("flags, word", [
     (["--general_data", "none.jsonl", "--general_fraction", 0.5], "none.jsonl"),
+    (["--model", "no/such/model", "--sampler", ROOT / "toy_world" / "medium"], "no/such/model"),
     (["--data", "unlabelled.jsonl"], "item b"),
     (["--data", "single.jsonl", "--rating", "best"], "2 responses"),
 ])
@@ -370,8 +371,8 @@ def test_mistakes_end_in_one_line(flags, word, refused, tmp_path, monkeypatch):
                       ("single", {**ITEM, "responses": ["x"], "rewards": [1]})):
         (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n")
     assert word in refused(*flags)
-    # mended data may go to the same --output
-    assert not (tmp_path / "out" / "config.json").exists() or word == "none.jsonl"
+    # nothing was sampled, and mended data may go to the same --output
+    assert not (tmp_path / "out" / "config.json").exists()
 
 
 def test_nothing_kept_says_why(refused):

@@ -2,13 +2,16 @@
 
 test_hostile.py attacks the tokenizers of all families.
 """
+import shutil
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from grm import PreferenceExample, build_prompt
-from plumbing.generation import encode_chat
+from plumbing.generation import encode_chat, load_tokenizer
+from plumbing.runs import UserError
 
 
 def item(responses=("first answer", "second answer"), query="How ?", **fields):
@@ -72,6 +75,43 @@ def test_c19_a_template_without_a_system_role(byte_tokenizer):
         tokenizer.apply_chat_template(turns)
     ids = encode_chat(tokenizer, build_prompt(PreferenceExample("x", turns, ["a", "b"])))
     assert "System: Be kind." in tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("roles, folded", [
+    ("su", ["0\n1"]), ("s", ["0"]), ("au", ["", "0", "1"]), ("sau", ["0", "1", "2"]),
+    ("uu", ["0\n1"]), ("uasu", ["0", "1", "2\n3"])])
+@pytest.mark.parametrize("name", ["chatml", "gemma", "mistral"])
+def test_c19_every_chat_has_a_form_that_the_template_takes(name, roles, folded, byte_tokenizer):
+    """C19: Gemma raises on a system turn, on an answer that opens the chat, on two user turns; some
+    templates write a system turn as if it were an answer."""
+    tokenizer = byte_tokenizer(name)
+    if name == "gemma":  # as it is published
+        tokenizer.chat_template = tokenizer.chat_template.replace("{% for m in messages %}", (
+            "{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+            "{{ raise_exception('roles must alternate') }}{% endif %}"))
+    names = {"s": "system", "u": "user", "a": "assistant"}
+    chat = [{"role": names[r], "content": str(i)} for i, r in enumerate(roles)]
+    turns = [{"role": ["user", "assistant"][i % 2], "content": text}
+             for i, text in enumerate(folded)]
+    as_it_is = name == "chatml" or name == "mistral" and "s" not in roles
+    expected = tokenizer.apply_chat_template(chat if as_it_is else turns, tokenize=False,
+                                             add_generation_prompt=True)
+    prompt, answer = encode_chat(tokenizer, chat, "yes")
+    assert tokenizer.decode(prompt) == expected
+    assert tokenizer.decode(answer) == "yes" + tokenizer.eos_token
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(UserError, match="chat template .*never"):
+        encode_chat(tokenizer, chat)
+
+
+@pytest.mark.parametrize("pad", [None, "<pad>"])
+def test_a_tokenizer_without_an_end_token_is_refused_in_one_line(pad, tmp_path, tiny,
+                                                                 byte_tokenizer):
+    shutil.copy(f"{tiny}/config.json", tmp_path)
+    tokenizer = byte_tokenizer((["<pad>"], [], None, {"pad_token": pad} if pad else {}, False))
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no end token.*eos_token"):
+        load_tokenizer(tmp_path)
 
 
 def test_the_tokenizer_still_saves_after_use(tmp_path, toy_tokenizer):
