@@ -53,7 +53,7 @@ from grm import (
     sample_judgments,
 )
 from plumbing import served
-from plumbing.data import DATA_HELP, load_chats, load_examples
+from plumbing.data import DATA_HELP, general_data, load_chats, load_examples
 from plumbing.generation import left_pad, load_model, load_tokenizer, right_pad
 from plumbing.runs import (
     UserError,
@@ -175,8 +175,8 @@ def read_arguments():
                         help="ablation of Table 4: without non-hinted sampling (then nothing "
                         "counts as too easy)")
     # general instruction data
-    parser.add_argument("--general_data", default="toy",
-                        help="chats: toy, a .jsonl of {messages: [...]}, or smoltalk")
+    parser.add_argument("--general_data", help="chats: a .jsonl of {messages: [...]}, smoltalk, or "
+                        "toy (default for the toy's items only)")
     parser.add_argument("--general_fraction", type=float, default=0.85,
                         help="share of all samples (paper: 1070K of 1256K)")
     parser.add_argument("--general_only", action="store_true",
@@ -200,6 +200,7 @@ def read_arguments():
                         "without judgments")
     if args.no_hinted and args.no_non_hinted and not args.general_only:
         raise UserError("--no_hinted with --no_non_hinted leaves no judgment; use --general_only")
+    args.general_data = general_data(args, args.general_only or args.general_fraction > 0)
     return args
 
 
@@ -247,7 +248,7 @@ def main():
         report_selection(rows, len(samples), same_tokenizer, run)
     kept = len(samples)
     # Choice: general data alone are as many samples as a mixture with one judgment per item.
-    own = args.limit if args.general_only else kept * args.general_fraction
+    own = len(examples) if args.general_only else kept * args.general_fraction
     general = round(own / (1 - args.general_fraction))
     for chat in load_chats(args.general_data, general, args.seed) if general else []:
         samples.append(encode_chat(tokenizer, chat[:-1], chat[-1]["content"]))

@@ -344,8 +344,8 @@ def main():
         dead = (dead + 1) * (total["dead"] == args.prompts_per_step)
         if dead == min(5, args.steps):
             accelerator.print(f"\nin {dead} steps in a row every group had equal rewards, so there "
-                              "is nothing to learn; look at reward/parse_rate, then try other data, "
-                              "a larger --G or a higher --temperature")
+                              "is nothing to learn; look at reward/parse_rate, then try other "
+                              "data, a larger --G or a higher --temperature")
 
     # 8. save, and say whether the reward rose
     run.finish(tokenizer)

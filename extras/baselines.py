@@ -47,7 +47,7 @@ from grm import (
 from infer_scale import sample_row, vote
 from meta_rm import meta_ids, meta_logits, score_pairs
 from plumbing import generation, runs
-from plumbing.data import DATA_HELP, load_chats, load_examples
+from plumbing.data import DATA_HELP, general_data, load_chats, load_examples
 from plumbing.figures import print_table
 from plumbing.generation import encode_chat
 from plumbing.runs import UserError, in_chunks, read_rows
@@ -299,7 +299,8 @@ def judge(args, output):
     tested += ["--limit", args.test_limit] if args.test_limit else []
     commands = {
         "rft": ["spct_rft.py", "--model", args.model, "--data", args.data, "--limit", args.limit,
-                "--general_data", args.general_data, *common, *args.rft.split()],
+                *(["--general_data", args.general_data] if args.general_data else []),
+                *common, *args.rft.split()],
         "rl": ["spct_rl.py", "--model", output / "rft" / "model", "--data", args.data, *common,
                *args.rl.split()],
         "eval": ["eval.py", *tested],
@@ -414,8 +415,8 @@ def read_arguments():
                         help="cloud, judge: judgments per test item (paper: 8 for baselines)")
     parser.add_argument("--temperature", type=float, default=0.5,
                         help="cloud, judge: of these judgments (paper: 0.5)")
-    parser.add_argument("--general_data", default="toy",
-                        help="cloud, judge: chats, toy or a .jsonl of {messages: [...]}")
+    parser.add_argument("--general_data", help="cloud, judge: chats: a file of {messages}, "
+                        "or toy (default for the toy's items only)")
     parser.add_argument("--general_fraction", type=float, default=0.85,
                         help="cloud: their share (paper: 1070K of 1256K)")
     parser.add_argument("--rft", default="",
@@ -432,6 +433,8 @@ def read_arguments():
     args.test_data = args.test_data or args.data
     if args.general_fraction >= 1:
         raise UserError("--general_fraction must be at least 0 and below 1")
+    if args.method != "judge":  # there spct_rft.py asks
+        args.general_data = general_data(args, args.method == "cloud" and args.general_fraction > 0)
     return args
 
 

@@ -115,6 +115,15 @@ def load_records(path, skip_bad):
     return examples
 
 
+def general_data(args, wanted=True):
+    """The chats that --data is mixed with: --general_data, or the toy's sentences for the toy's
+    items. Raises UserError where the toy's would be mixed with other items unasked, if `wanted`."""
+    if wanted and args.data != "toy" and args.general_data is None:
+        raise UserError(f"--data {args.data} would be mixed with the toy's general sentences; give "
+                        "--general_data (a .jsonl of chats, or smoltalk), or --general_fraction 0")
+    return args.general_data or "toy"
+
+
 def load_chats(name, count, seed=0):
     """`count` chats of general-instruction data (§3.2, RFT mixture).
 

@@ -473,6 +473,10 @@ def log_metrics(folder, accelerator=None, **metrics):
 
 # ----- training: what every stage repeats -----
 
+# The rates by default are for the toy's judges of at most 2 million parameters.
+TOY_RATE, TOY_SIZE = 1e-4, 20_000_000
+
+
 class Run:
     """A stage's folder and its loop's housekeeping: resume, micro-batches, update, log, save.
 
@@ -494,6 +498,11 @@ class Run:
         inner: the language model inside `model`, whose weights are saved (default: `model`).
         """
         self.model, self.steps = inner or model, steps
+        size = sum(p.numel() for p in self.model.parameters())
+        if self.args.lr >= TOY_RATE and size > TOY_SIZE:
+            self.accelerator.print(
+                f"warning: --lr {self.args.lr:g} is a rate for the toy, and this model has "
+                f"{size / 1e6:,.0f} million parameters; --help names the paper's rate")
         state = load_state(self.folder / "state.pt")
         if state:
             self.model.load_state_dict(state["model"])

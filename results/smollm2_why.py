@@ -115,10 +115,11 @@ def train(run, count, seed):
     flags = re.search(r"--epochs.*", made["rft"])[0]
     judge = re.search(r"--template.*?--seed \d+", made["rft"])[0]
     if not (run / "rft_balanced" / "model").exists():
+        items = min(count, len(read_rows(run / "train.jsonl")))
         run_stage("rft_balanced", f"spct_rft.py --model {run}/warmup/model "
                   f"--data {run}/train.jsonl {judge} --output {run}/rft_balanced --general_only "
-                  f"--general_data {run}/balanced.jsonl --limit {count} --general_fraction 0 "
-                  f"{flags}", run, 1)
+                  f"--general_data {run}/balanced.jsonl --limit {items} "  # `count` chats
+                  f"--general_fraction {1 - items / count} {flags}", run, 1)
     if not (run / "eval_balanced" / "table.csv").exists():
         command = made["eval_rft"].replace("rft/model", "rft_balanced/model")
         run_stage("eval_balanced", command.replace("eval_rft", "eval_balanced"), run, 1)

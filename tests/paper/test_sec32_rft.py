@@ -335,6 +335,25 @@ def test_general_only_samples_no_judgment(train):
     assert set(seen["samples"]) == {COUNT}
 
 
+def test_the_toys_sentences_and_rate_are_for_the_toy(refused, base, cli, tmp_path, monkeypatch):
+    """One's own data once trained on 85 % toy sentences, as many as --limit said, at the toy's rate
+    of 5e-4."""
+    (tmp_path / "own.jsonl").write_text("".join(
+        json.dumps({**ITEM, "id": str(i)}) + "\n" for i in range(4)))
+    mixed = ["--data", tmp_path / "own.jsonl", "--general_fraction", 0.5]
+    for flags in (mixed, [*mixed, "--general_fraction", 0, "--general_only"]):
+        line = refused(*flags)
+        assert "--general_data" in line and "--general_fraction 0" in line
+    assert "--general_data" in error_of(cli("extras.baselines", "cloud", *mixed, "--output",
+                                            tmp_path / "cloud"))
+    monkeypatch.setattr(runs, "TOY_SIZE", 1000)
+    with monkeypatch.context() as patch:
+        seen = play(patch)
+        code, out, _ = cli("spct_rft", *command(base, tmp_path / "out", *mixed,
+                           "--general_only", "--general_data", "toy", "--limit", 1500))
+    assert code == 0 and seen["chats"] == [8] and "--lr 0.01" in out
+
+
 def test_c13_every_weight_is_trained_and_the_judgments_become_likelier(base, train):
     """C13: a trainer with an empty optimizer had healthy curves."""
     rows, seen, folder = train("--epochs", 4)
