@@ -407,20 +407,17 @@ def main():
     accelerator, output = start_accelerator(args), Path(args.output)
     examples = load_examples(args.data, args.split, args.limit, skip_bad=args.skip_bad,
                              domain=args.domain)
+    if not any(len(e.responses) > 1 and e.rewards for e in examples):
+        raise UserError(f"{args.data}: no item with n >= 2 and rewards; python grm.py --data "
+                        "scores items without truth")
     _, rows = judge_set(args, examples, 2, accelerator, orders="opposite")
 
     # 2. the table
     if accelerator.is_main_process:
-        if not graded(rows):
-            raise UserError(f"{args.data}: no item with n >= 2 and rewards; python grm.py --data "
-                            "scores items without truth")
         table = main_table({output.name: rows})
         print_table(table, SHORT)
         if args.limit:
             print(f"partial run: --limit {args.limit}")
-        unlabelled = sum(not r["rewards"] for r in rows)
-        if unlabelled:
-            print(f"{unlabelled} of {len(rows)} items have no rewards: judged, not graded")
         write_csv(output / "table.csv", table)
         write_json(output / "summary.json", {
             "model": args.model, "data": args.data, "temperature": args.temperature,

@@ -118,6 +118,10 @@ def judge_set(args, examples, k, accelerator, orders="random"):
                             "the best (Eq. 3); use --rating 1-10")
     if args.bon == "pairs":
         examples = as_pairs(examples)
+    unlabelled = sum(e.rewards is None for e in examples)
+    if unlabelled:
+        accelerator.print(f"{unlabelled} of {len(examples)} items have no 'rewards': judged, not "
+                          "graded")
     path = output / "samples.jsonl"
 
     def judge(chunk):

@@ -11,6 +11,7 @@ import gzip
 import json
 import re
 import unicodedata
+from difflib import get_close_matches
 from pathlib import Path
 
 from plumbing.runs import UserError
@@ -41,6 +42,8 @@ class PreferenceExample:
         return dataclasses.replace(self, responses=shown(self.responses), rewards=rewards)
 
 
+LABELS = {"label", "labels", "score", "scores", "rating", "ratings", "preference", "preferences",
+          "chosen", "winner", "best"}  # what others call `rewards`
 KNOWN = {field.name for field in dataclasses.fields(PreferenceExample)} - {"extra"}
 
 
@@ -74,6 +77,12 @@ def example_from_dict(row, where="record"):
     check(isinstance(responses, list) and responses and all(isinstance(r, str) for r in responses),
           "responses", "must be a list of one or more texts")
     rewards = row.get("rewards")
+    # Pitfall: labels under a name that nobody reads would be missed when all has been judged.
+    other = "rewards" not in row and next((key for key in row if key.lower() in LABELS or
+                                           get_close_matches(key.lower(), ["rewards"], 1, 0.8)), "")
+    check(not other, "rewards", f"is missing, but there is {other!r}; rename it (a list of "
+          "numbers, one per response, the best one highest), or add \"rewards\": null if it is no "
+          "label")
     if rewards is not None:
         check(isinstance(rewards, list) and len(rewards) == len(responses), "rewards",
               f"must be a list of {len(responses)} numbers, one per response")
@@ -140,7 +149,7 @@ def collect(rows, convert, source, skip_bad=False, limit=None):
     Items whose best reward is tied are dropped, because Eq. 10 needs one maximum. A malformed row
     raises UserError naming file, line, field and fix; with skip_bad it is counted instead.
     """
-    examples, ids, dropped, skipped = [], set(), 0, 0
+    examples, ids, dropped, skipped, problem = [], set(), 0, 0, ""
     for index, (where, row) in enumerate(rows):
         try:
             row = parse_line(row, where) if isinstance(row, bytes) else row
@@ -149,10 +158,10 @@ def collect(rows, convert, source, skip_bad=False, limit=None):
                 if e.id in ids:
                     raise UserError(f"{where}: field 'id' repeats {e.id!r}; every item needs its "
                                     "own id")
-        except UserError:
+        except UserError as error:
             if not skip_bad:
                 raise
-            skipped += 1
+            skipped, problem = skipped + 1, problem or f" (the first: {error})"
             continue
         for e in found:
             if e:
@@ -166,7 +175,7 @@ def collect(rows, convert, source, skip_bad=False, limit=None):
     counts = (f"{dropped} dropped (tied best reward, or nothing to compare), "
               f"{skipped} malformed rows skipped")
     if not examples:
-        raise UserError(f"{source}: no usable item; {counts}")
+        raise UserError(f"{source}: no usable item; {counts}{problem}")
     if dropped or skipped:
         print(f"{source}: {len(examples)} items; {counts}")
     return examples

@@ -384,14 +384,16 @@ def test_pairs_on_the_command_line(cli, tiny, items, played, tmp_path):
     assert "has other items" in error_of(cli("infer_scale", *words, tmp_path / "voting", "--k", 3))
 
 
-@pytest.mark.parametrize("words, named", [
-    (["--runs", "x=none"], "none/samples.jsonl does not exist"),
-    (["--rating", "best"], "only single responses"), ([], "no item with n >= 2"),
+@pytest.mark.parametrize("program, words, named", [
+    ("eval", ["--runs", "x=none"], "none/samples.jsonl does not exist"),
+    ("eval", [], "no item with n >= 2"), ("infer_scale", ["--rating", "best"], "only single"),
 ])
-def test_mistakes_end_in_one_line(words, named, cli, tiny, items, tmp_path):
+def test_mistakes_end_in_one_line_and_nothing_is_judged(program, words, named, cli, tiny, items,
+                                                        tmp_path):
     single = {**ITEM, "responses": ["good"], "rewards": [1]}
     data = ["--data", items(single), "--model", tiny, "--output", tmp_path / "out"]
-    assert named in error_of(cli("eval", *data, *words))
+    assert named in error_of(cli(program, *data, *words))
+    assert not (tmp_path / "out" / "samples.jsonl").exists()
 
 
 def test_two_samples_are_votes_unless_they_are_two_opposite_orders():

@@ -60,6 +60,23 @@ def test_reader_names_file_line_and_field(tmp_path, field, rows):
         assert "\n" not in message
 
 
+@pytest.mark.parametrize("name", [
+    "reward", "Rewards", "rewrads", "label", "labels", "score", "ratings", "preference", "chosen"])
+def test_labels_under_another_name_are_refused_not_passed_over(name, tmp_path):
+    row = {**without("rewards"), name: [0, 1], "weight": 2}
+    path = write(tmp_path / "items.jsonl", {**GOOD, "id": "first"}, row)
+    with pytest.raises(UserError, match=f"line 2: field 'rewards' is missing, .*'{name}'"):
+        read_jsonl(path)
+    assert len(read_jsonl(path, skip_bad=True)) == 1
+    write(path, row)
+    with pytest.raises(UserError, match=f"no usable item.*'{name}'"):
+        read_jsonl(path, skip_bad=True)
+    for fine in ({**row, "rewards": [1, 0]}, {**row, "rewards": None}, without("rewards")):
+        [example] = read_jsonl(write(path, {**fine, "id": "a"}))
+        assert example.rewards == fine.get("rewards")
+        assert example.extra.get(name) == fine.get(name)
+
+
 @pytest.mark.parametrize("line", [
     b"{", b"[1, 2]", b"3", b"null", b'"text"', b"\xff\xfe{}", b"{'id': 1}", b"[" * 200_000,
     b"\xef\xbb\xbf{}", b'{"id": 1' + b"0" * 5000 + b', "prompt": "p", "responses": ["x"]}'],
