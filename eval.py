@@ -31,11 +31,11 @@ from pathlib import Path
 import numpy as np
 
 from grm import TOY_BASE
-from infer_scale import add_set_flags, default_k_meta, judge_set, meta_vote, vote
+from infer_scale import add_set_flags, clamped_share, default_k_meta, judge_set, meta_vote, vote
 from meta_rm import roc_auc
 from plumbing import served
 from plumbing.data import load_examples
-from plumbing.figures import draw_curves, print_table, write_csv
+from plumbing.figures import draw_curves, print_table, tell_clamped, write_csv
 from plumbing.runs import (
     UserError,
     command_line,
@@ -327,6 +327,7 @@ def report(rows):
         "items": len(credits), "accuracy": mean(credits), "low": low, "high": high,
         "lenient": mean(item_credits(alone, ties="lenient").values()), "chance": chance(alone),
         "parse_rate": mean(s["scores"] is not None for s in samples),
+        "clamped": clamped_share(rows),
         "tie_rate": mean(s["scores"] is not None and verdict(s["scores"]) is None
                          for r in alone for s in r["samples"]),
         "first_position": mean(s["permutation"][0] == best for _, s, best in clear),
@@ -457,6 +458,8 @@ def compare(runs, output, k_meta=None):
         raise UserError("--runs: no item with n >= 2 and rewards in them; judge again with "
                         "--overwrite if a file was damaged")
     print_table([row for row in table if row["domain"] == "all"], SHORT[:1] + SHORT[2:])
+    for name, rows in runs.items():
+        tell_clamped(name, clamped_share(rows))
     write_csv(output / "table.csv", table)
 
     # 2. differences on the same items. Two intervals that overlap may still hide a clear

@@ -307,6 +307,15 @@ def parse_scores(text, n, lo=1, hi=10, clamp=False):
     return scores, "ok"
 
 
+def was_clamped(text, scores):
+    r"""Whether 1-10 scores were moved to an end. A judge on another scale would hide behind that.
+
+    >>> was_clamped(r"Scores: \boxed{85, 90}", [10, 10])
+    True
+    """
+    return scores is not None and parse_scores(text, len(scores))[1] == "out_of_range"
+
+
 def parse_judgment(text, n, rating, clamp=False):
     r"""`parse_scores` for a rating; "best" (Eq. 6) gives the chosen response 1 and the others 0.
 
@@ -480,7 +489,8 @@ def main():
         for j in judgments:
             shown = ", ".join(str(i + 1) for i in j.permutation)
             print(f"--- judgment {j.sample} (responses shown in the order {shown}; "
-                  f"parse: {j.reason})\n{j.text}")
+                  f"parse: {j.reason}{', clamped' if was_clamped(j.text, j.scores) else ''})\n"
+                  f"{j.text}")
         votes = sum_scores([j.scores for j in judgments])
         valid = sum(j.scores is not None for j in judgments)
         print(f"--- votes, original order, {valid} of {len(judgments)} judgments valid: {votes}\n")

@@ -30,10 +30,18 @@ import shlex
 import time
 from pathlib import Path
 
-from grm import TOY_BASE, add_judge_flags, judge_options, sample_judgments, sum_scores
+from grm import (
+    TOY_BASE,
+    add_judge_flags,
+    judge_options,
+    sample_judgments,
+    sum_scores,
+    was_clamped,
+)
 from meta_rm import add_meta_logits, fingerprint
 from plumbing import served
 from plumbing.data import DATA_HELP, load_examples
+from plumbing.figures import tell_clamped
 from plumbing.records import as_pairs
 from plumbing.runs import (
     UserError,
@@ -105,6 +113,12 @@ def sample_row(example, judgments):
             "votes": vote([j.scores for j in judgments])}
 
 
+def clamped_share(rows):
+    """Share of the judgments in rows of samples.jsonl whose scores were outside 1-10."""
+    found = [was_clamped(s.get("text", ""), s["scores"]) for r in rows for s in r["samples"]]
+    return sum(found) / max(1, len(found))
+
+
 def judge_set(args, examples, k, accelerator, orders="random"):
     """(items, rows of samples.jsonl in --output): k judgments of every item.
 
@@ -139,6 +153,8 @@ def judge_set(args, examples, k, accelerator, orders="random"):
     if [r["id"] for r in rows] != [e.id for e in examples]:
         raise UserError(f"{path} has other items than {args.data} has now; add --overwrite to "
                         "judge again")
+    if accelerator.is_main_process:
+        tell_clamped(output, clamped_share(rows))
     return examples, rows
 
 

@@ -14,6 +14,13 @@ PERCENT = {"accuracy", "low", "high", "lenient", "chance", "parse_rate", "tie_ra
            "both_orders", "difference_low", "difference_high", "attack_wins"}
 
 
+def tell_clamped(name, share):
+    """A loud line if more than a few scores of a run were outside 1-10, which hides a bad judge."""
+    if share > 0.01:
+        print(f"WARNING: {name}: {100 * share:.1f} % of the judgments have a score outside 1-10, "
+              "moved to its end: does this judge use another scale? Then its scores mean little")
+
+
 def write_csv(path, rows):
     """Rows (dicts) as CSV, columns in the order of their first appearance."""
     text = io.StringIO()

@@ -1,4 +1,5 @@
 """Eq. 14: voting by sum, its form guided by the meta RM, and the paper's own cases."""
+import csv
 import json
 import random
 import shlex
@@ -158,16 +159,31 @@ def test_only_single_responses_have_no_best(cli, tiny, tmp_path):
         tmp_path / "out"))
 
 
-def test_scores_outside_the_range_are_clamped_in_evaluation(cli, tiny, toy_tokenizer, tmp_path,
-                                                            monkeypatch):
-    """As the released model's card does; in training they are invalid."""
+def test_scores_outside_the_range_are_clamped_in_evaluation_and_counted(
+        cli, tiny, toy_tokenizer, tmp_path, monkeypatch):
+    """As the released model's card does; in training they are invalid. A judge on a scale of 0-100
+    would hide behind it."""
+    said = "0, 7"
+
     def extreme(model, tokenizer, prompts, *args, **_):
-        ids = tokenizer("Scores: \\boxed{0, 7}", add_special_tokens=False)["input_ids"]
+        ids = tokenizer(f"Scores: \\boxed{{{said}}}", add_special_tokens=False)["input_ids"]
         ids.append(tokenizer.eos_token_id)
         return [generation.Completion(ids, [0.0] * len(ids), True) for _ in prompts]
     monkeypatch.setattr(generation, "generate", extreme)
-    code, _, err = cli("infer_scale", "--model", tiny, "--data", items_file(tmp_path), "--k", 1,
-                       "--output", tmp_path / "out")
+    judge = ["infer_scale", "--model", tiny, "--data", items_file(tmp_path), "--k", 1,
+             "--output", tmp_path / "out"]
+    code, out, err = cli(*judge)
     assert code == 0, err
     for row in read_rows(tmp_path / "out" / "samples.jsonl"):
         assert sorted(row["samples"][0]["scores"]) == [1, 7]
+    loud = "100.0 % of the judgments have a score outside 1-10"
+    assert loud in out
+    code, out, _ = cli("eval", "--runs", tmp_path / "out", "--output", tmp_path / "graded")
+    assert code == 0 and loud in out
+    with open(tmp_path / "graded" / "table.csv") as file:
+        assert [row["clamped"] for row in csv.DictReader(file)] == ["1"]
+    shown = cli("grm", *judge[1:5])[1]
+    assert "parse: ok, clamped)" in shown
+    said = "1, 10"
+    out = cli(*judge, "--overwrite")[1] + cli("grm", *judge[1:5])[1]
+    assert "outside 1-10" not in out and "clamped" not in out and "parse: ok)" in out
