@@ -54,7 +54,7 @@ from grm import (
 )
 from plumbing import served
 from plumbing.data import DATA_HELP, general_data, load_chats, load_examples
-from plumbing.generation import left_pad, load_model, load_tokenizer, right_pad
+from plumbing.generation import end_token_ids, left_pad, load_model, load_tokenizer, right_pad
 from plumbing.runs import (
     UserError,
     add_run_flags,
@@ -231,6 +231,10 @@ def main():
     same_tokenizer = not args.endpoint and (
         args.sampler in (None, args.model)
         or load_tokenizer(args.sampler).get_vocab() == tokenizer.get_vocab())
+    # Pitfall: a sampler of the same vocabulary may end on another token, at which the trained model
+    # would never stop.
+    # Choice: such a judgment ends on the model's own end token, as the general chats do.
+    ends, end = end_token_ids(model, tokenizer), tokenizer.eos_token_id
     by_id, samples = {e.id: e for e in examples}, []
     for row in rows:
         fates, hinted_fates = select(row["non_hinted"], row["hinted"])
@@ -242,8 +246,8 @@ def main():
             prompt = build_prompt(shown, args.template, rating_of(shown, args.rating),
                                   not args.no_principles, args.use_reference, hint=False)
             prompt_ids, text_ids = encode_chat(tokenizer, prompt, judgment["text"])
-            samples.append((prompt_ids,
-                            judgment["completion_ids"] if same_tokenizer else text_ids))
+            *ids, last = judgment["completion_ids"] if same_tokenizer else text_ids
+            samples.append((prompt_ids, [*ids, last if last in ends else end]))
     if not args.general_only:
         report_selection(rows, len(samples), same_tokenizer, run)
     kept = len(samples)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, ddp_at_the_end, error_of, finished, started
+from conftest import ROOT, ddp_at_the_end, error_of, finished, make_tiny_model, started
 from played import PYTHONPATH, TORCHRUN, moved, near, plain_steps, save_tiny, untimed, weights
 
 import spct_rft
@@ -308,6 +308,31 @@ def test_c17_text_of_another_tokenizer_gets_an_end_token(same, train, tmp_path, 
     assert trained <= expected and len(trained) > 3
     assert {c[0] == toy_tokenizer.unk_token_id for c in trained} == {same}
     assert seen["models"][0][0].config.max_position_embeddings == 512  # the other one only samples
+
+
+@pytest.mark.parametrize("theirs, config", [("<|im_end|>", "<|endoftext|>"),
+                                            ("<|endoftext|>", "<|im_end|>")])
+def test_c02_what_is_trained_on_ends_where_the_saved_model_stops(theirs, config, cli, tmp_path,
+                                                                 monkeypatch, byte_tokenizer):
+    """C02: a sampler with the same vocabulary and another end token; a config that knows another
+    end than the tokenizer, which ends the chats."""
+    folders = []
+    for name, end in (("base", "<|endoftext|>"), ("sampler", theirs)):
+        tokenizer = byte_tokenizer("chatml")
+        tokenizer.eos_token = end
+        model = make_tiny_model("llama", len(tokenizer), max_position_embeddings=4096)
+        model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(config)
+        runs.save_model(tmp_path / name, model, tokenizer)
+        folders.append(tmp_path / name)
+    with monkeypatch.context() as patch:
+        seen = play(patch)
+        code, _, err = cli("spct_rft", *command(folders[0], tmp_path / "out", "--sampler",
+                                                folders[1], "--general_fraction", 0.5))
+    assert code == 0, err
+    assert read_json(tmp_path / "out" / "selection.json")["same_tokenizer"] is True
+    stops = read_json(tmp_path / "out" / "model" / "generation_config.json")["eos_token_id"]
+    ends = {c[-1] for _, c in seen["rows"]}
+    assert ends <= set([stops] if isinstance(stops, int) else stops)
 
 
 @pytest.mark.parametrize("fraction", [0, 0.5, 0.85])
