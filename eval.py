@@ -34,7 +34,7 @@ from grm import TOY_BASE
 from infer_scale import add_set_flags, clamped_share, default_k_meta, judge_set, meta_vote, vote
 from meta_rm import roc_auc
 from plumbing import served
-from plumbing.data import load_examples
+from plumbing.data import load_examples, tell_changed_items
 from plumbing.figures import draw_curves, print_table, tell_clamped, write_csv
 from plumbing.runs import (
     UserError,
@@ -434,6 +434,7 @@ def read_runs(words):
         if not path.exists():
             raise UserError(f"--runs {word}: {path} does not exist; run eval.py or infer_scale.py "
                             "first (folders of benchmarks: python -m extras.benchmarks --runs)")
+        tell_changed_items(folder)
         name = name or Path(folder).name
         if name in runs:
             raise UserError(f"--runs {word}: another run has the name {name}; give it one of its "
@@ -477,6 +478,11 @@ def compare(runs, output, k_meta=None):
                 print(f"{name} - {first}: no item in both")
                 break
             shared = [r for r in graded(runs[first]) if r.get("of", r["id"]) in b]
+            rewards = {r["id"]: r["rewards"] for r in graded(runs[name])}
+            for r in shared:
+                if rewards.get(r["id"], r["rewards"]) != r["rewards"]:
+                    raise UserError(f"--runs: item {r['id']} has other rewards in {name} than in "
+                                    f"{first}; judge again with --overwrite")
             columns = [[credits[i] for i in common] for credits in (a, b)]
             gain = 100 * (mean(columns[1]) - mean(columns[0]))
             low, high = paired_ci(*columns, clusters=clusters_of(shared))

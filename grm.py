@@ -472,7 +472,7 @@ def main():
                                        "responses": args.response}, "arguments")]
     else:
         examples = [example_from_dict(DEMO)]
-    output = open_run(args.output, args) if args.output else None
+    output = open_run(args.output, args, items=examples) if args.output else None
     # a killed run continues behind its last item
     done = {row["id"] for row in read_rows(output / "judgments.jsonl")} if output else set()
 

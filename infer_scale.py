@@ -124,7 +124,7 @@ def judge_set(args, examples, k, accelerator, orders="random"):
 
     They are made unless they are there; a killed run continues. eval.py judges with it too.
     """
-    output = open_run(args.output, args, accelerator)
+    output = open_run(args.output, args, accelerator, examples)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
         if not examples:
@@ -150,9 +150,6 @@ def judge_set(args, examples, k, accelerator, orders="random"):
         model, tokenizer = served.load_judge(args, args.model, accelerator.device)
         in_chunks(path, examples, judge, accelerator, args.chunk_size, "judging")
     rows = read_rows(path, fields=("id", "samples"))
-    if [r["id"] for r in rows] != [e.id for e in examples]:
-        raise UserError(f"{path} has other items than {args.data} has now; add --overwrite to "
-                        "judge again")
     if accelerator.is_main_process:
         tell_clamped(output, clamped_share(rows))
     return examples, rows

@@ -52,6 +52,7 @@ from plumbing.runs import (
     add_run_flags,
     batch_indices,
     command_line,
+    content,
     in_chunks,
     read_flags,
     read_json,
@@ -183,14 +184,13 @@ def fingerprint(folder):
     Why: logits are kept beside the samples. A meta RM trained again at the same path must not be
     taken for the one that gave them.
     """
-    files, config = sorted(Path(folder).glob("*.safetensors")), Path(folder) / "config.json"
+    files, config = list(Path(folder).glob("*.safetensors")), Path(folder) / "config.json"
     kind = (read_json(config).get("architectures") or [""])[0] if config.exists() else ""
     # Pitfall: transformers gives a judge without a scalar head a random one, and says so nowhere.
     if not files or not kind.endswith("ForSequenceClassification"):
         raise UserError(f"meta RM {folder}: not the folder of a model with a scalar head; run "
                         "meta_rm.py and give its model folder as --meta_rm")
-    digests = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()[:12]
+    return content(folder)
 
 
 def add_meta_logits(folder, output, examples, rows, accelerator, chunk_size):
@@ -275,7 +275,7 @@ def main():
     # 1. judgments, and whether they are correct
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad,
                              exclude_domain=args.exclude_domain, labelled=True)
-    run, by_id = start_run(args, accelerator), {e.id: e for e in examples}
+    run, by_id = start_run(args, accelerator, examples), {e.id: e for e in examples}
     judged = read_rft_judgments(args, by_id) + sample_from_grm(args, examples, accelerator, run)
     # Choice: unparsed judgments never vote, so they are not learned from.
     # Choice: the items that RFT found too easy stay in; positives would be scarce without them.

@@ -217,7 +217,7 @@ def main():
     if args.general_fraction or args.general_only:
         for chat in load_chats(args.general_data, 1, args.seed):
             encode_chat(tokenizer, chat[:-1], chat[-1]["content"])
-    run = start_run(args, accelerator)
+    run = start_run(args, accelerator, examples)
 
     # 2. sample judgments: N_RFT non-hinted ones, one hinted (§3.2). All are written down, because
     # the rejected ones are what the meta RM learns "incorrect" from.

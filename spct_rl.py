@@ -238,7 +238,7 @@ def main():
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad,
                              exclude_domain=args.exclude_domain, labelled=True,
                              at_least=2 if args.rating == "best" else 1)
-    run = start_run(args, accelerator)
+    run = start_run(args, accelerator, examples)
     if args.easy_filter:
         examples = drop_easy(examples, args, accelerator, run.folder)
 

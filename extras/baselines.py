@@ -345,22 +345,32 @@ def token_probabilities(model, tokenizer, places, batch_size=64):
     return result
 
 
-def tokenprob(args, accelerator, output):
-    """LLM-as-a-Judge with token probabilities: its samples scored anew; votes are their sums.
-
-    Choice: a judgment that did not parse stays without scores, so that both ways of reading the
-    judge see the same ones.
-    """
+def judged_before(args):
+    """(flags, examples) of the run in --samples, which are still what they were."""
     folder = Path(args.samples)
     if not (folder / "samples.jsonl").exists():
         raise UserError(f"--samples {folder}: no samples.jsonl in it; run `python -m "
                         "extras.baselines judge` (or infer_scale.py --rating best) and give that "
                         "folder")
-    its = argparse.Namespace(**runs.read_json(folder / "config.json")["args"])
+    config = runs.read_json(folder / "config.json")
+    its = argparse.Namespace(**config["args"])
     if its.rating != "best":
         raise UserError(f"--samples {folder} was made with --rating {its.rating}; tokenprob needs "
                         "a judge's (--rating best)")
-    by_id = {e.id: e for e in load_examples(its.data, its.split, its.limit, domain=its.domain)}
+    examples = load_examples(its.data, its.split, its.limit, domain=its.domain)
+    changed = runs.changes(config.get("made_from", {}), runs.made_from(its, examples), its)
+    if changed:
+        raise UserError(f"--samples {folder}: {', '.join(changed)}; judge again")
+    return its, examples
+
+
+def tokenprob(args, accelerator, output, its, examples):
+    """LLM-as-a-Judge with token probabilities: its samples scored anew; votes are their sums.
+
+    Choice: a judgment that did not parse stays without scores, so that both ways of reading the
+    judge see the same ones.
+    """
+    by_id = {e.id: e for e in examples}
     model, tokenizer = generation.load_model(its.model, accelerator.device)
 
     def rescore(chunk):
@@ -380,8 +390,8 @@ def tokenprob(args, accelerator, output):
             s["scores"] = unpermute([round(p, 6) for p in shown], s["permutation"])
         return [{**{name: row[name] for name in row if not name.startswith("meta_")},
                  "votes": vote([s["scores"] for s in row["samples"]])} for row in chunk]
-    return in_chunks(output / "samples.jsonl", read_rows(folder / "samples.jsonl"), rescore,
-                     accelerator, 64, "reading")
+    return in_chunks(output / "samples.jsonl", read_rows(Path(args.samples) / "samples.jsonl"),
+                     rescore, accelerator, 64, "reading")
 
 
 # ----- the program -----
@@ -442,16 +452,10 @@ def read_arguments():
 def main():
     args = read_arguments()
 
-    # 1. the run folder
-    accelerator = runs.start_accelerator(args)
-    output = runs.open_run(args.output, args, accelerator)
-    if args.method == "judge":
-        judge(args, output)
-        return
-
-    # 2. what the GRM is trained on, without single responses (a preference needs two)
+    # 1. what the GRM is trained on, without single responses (a preference needs two)
+    accelerator, test = runs.start_accelerator(args), []
     if args.method == "tokenprob":
-        rows = tokenprob(args, accelerator, output)
+        its, items = judged_before(args)
     else:
         items = load_examples(args.data, "train", args.limit, labelled=True, at_least=2)
         test = load_examples(args.test_data, "test", args.test_limit, labelled=True,
@@ -464,11 +468,18 @@ def main():
             raise UserError(f"{args.test_data}: some test items are training items; give another "
                             "--test_data, or --data FILE#train --test_data FILE#test")
 
-        # 3. train and score
+    # 2. the run folder; train and score
+    output = runs.open_run(args.output, args, accelerator, items + test)
+    if args.method == "judge":
+        judge(args, output)
+        return
+    if args.method == "tokenprob":
+        rows = tokenprob(args, accelerator, output, its, items)
+    else:
         method = {"btrm": btrm, "pairrm": pairrm, "cloud": cloud}[args.method]
         rows = method(args, accelerator, output, items, test)
 
-    # 4. the tables of eval.py; in the first, accuracy is that of single judgments
+    # 3. the tables of eval.py; in the first, accuracy is that of single judgments
     if accelerator.is_main_process:
         print_table(main_table({args.method: rows}), SHORT)
         if len(rows[0]["samples"]) > 2:

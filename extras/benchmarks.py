@@ -37,7 +37,7 @@ from eval import (
 from grm import TOY_BASE, add_judge_flags
 from infer_scale import default_k_meta, judge_set
 from plumbing import runs, served
-from plumbing.data import load_examples
+from plumbing.data import load_examples, tell_changed_items
 from plumbing.figures import draw_curves, write_csv
 from plumbing.runs import UserError, git_commit, read_json, read_rows, write_json
 from plumbing.sets import PPE, REALMISTAKE, REWARDBENCH
@@ -247,6 +247,7 @@ def folder_results(run, folder, ties):
     for path in paths if paths[0].exists() else sorted(folder.glob("*/samples.jsonl")):
         rows = read_rows(path, fields=FIELDS)
         settings = read_json(path.parent / "config.json")["args"]
+        tell_changed_items(path.parent)
         if bench_of(rows) is None:
             raise UserError(f"{path} is not of one of the benchmarks {', '.join(NAMES)}; compare "
                             "it with eval.py --runs")

@@ -19,8 +19,10 @@ splits. Benchmarks have only `test`. What metrics find in `extra`: `cluster` (sa
 prompt, for clustered intervals) and for benchmarks what sets.py says.
 The chosen response may stand first here: the sampler shuffles the responses of every judgment.
 """
+import argparse
 import contextlib
 import hashlib
+import io
 import itertools
 import json
 import random
@@ -29,7 +31,7 @@ import tempfile
 from pathlib import Path
 
 from plumbing.records import collect, example_from_dict, jsonl_lines, parse_line
-from plumbing.runs import UserError
+from plumbing.runs import UserError, changes, made_from, read_json
 from plumbing.sets import CHATS, SETS
 from toy_world import world
 
@@ -105,6 +107,26 @@ def named_items(name, split, limit, skip_bad, domain, exclude_domain):
     if known and limit and limit < len(examples):
         return [examples[i * len(examples) // limit] for i in range(limit)]
     return examples[:limit]
+
+
+def tell_changed_items(folder):
+    """Print it if the file of items that a run judged is not as it was: its rewards are of then."""
+    config = Path(folder) / "config.json"
+    config = read_json(config) if config.exists() else {}
+    its = argparse.Namespace(**config.get("args", {}))
+    data = getattr(its, "data", "")
+    file = Path(re.sub(r"^\w+:|#\w+$", "", data))
+    if not file.exists() or not hasattr(its, "bon"):  # no file, or no run of `judge_set`
+        return
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # what is dropped was told then
+            items = load_examples(data, getattr(its, "split", "test"), its.limit, skip_bad=True,
+                                  domain=getattr(its, "domain", None))
+    except UserError:
+        items = []
+    for change in changes(config.get("made_from", {}), made_from(its, items), its):
+        if change.startswith("the items"):
+            print(f"{folder}: {change} they were judged; these are the rewards of then")
 
 
 def load_records(path, skip_bad):

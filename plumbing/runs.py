@@ -8,10 +8,12 @@ import contextlib
 import datetime
 import functools
 import gc
+import hashlib
 import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -378,18 +380,94 @@ def git_commit():
     return head.stdout.strip() + "+" * bool(changed)
 
 
-def open_run(folder, args, accelerator=None):
+# Flags that name what a run is made from: weights, and files beside its items.
+MODEL_FLAGS = ("model", "sampler", "grm", "easy_filter")
+FILE_FLAGS = ("rft_judgments", "general_data", "samples")
+
+
+def content(path, blocks=256):
+    """Short digest of a file, or of what a model folder holds (weights, config, tokenizer).
+
+    A file of more than 256 blocks of 1 MiB is told by its size and by so many, spread evenly over
+    it: a training step moves all weights, so it shows in any of them.
+    """
+    path, digest = Path(path), hashlib.sha256()
+    parts = (".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model")
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in parts)
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with open(file, "rb") as data:
+            for start in range(0, size, max(2**20, size // blocks)):
+                data.seek(start)
+                digest.update(data.read(2**20))
+    return digest.hexdigest()[:12]
+
+
+def hub_file(name, file):
+    """Path of one small file of a model: in its folder, or from the hub's cache; None without."""
+    path = Path(name)
+    if path.exists():
+        path = (path if path.is_dir() else path.parent) / file
+        return path if path.is_file() else None
+    if path.parts[:1] == ("runs",) or not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        return None
+    from transformers.utils import cached_file
+    try:
+        return Path(cached_file(name, file))
+    except Exception:  # no such file, no network, no right to it: loading will tell
+        return None
+
+
+def made_from(args, items=None):
+    """{"items": digest, flag: digest of what it names}: what a run is made from, by its content.
+
+    items: examples with all that is judged or graded: prompts, responses, rewards, references.
+    A model of the hub is told by its commit; a served one cannot be told.
+    """
+    found = {}
+    if items is not None:
+        digest = hashlib.sha256()
+        for item in items:
+            fields = {name: value for name, value in vars(item).items() if name != "extra"}
+            digest.update(json.dumps(fields).encode())
+        found["items"] = digest.hexdigest()[:12]
+    for flag in MODEL_FLAGS + FILE_FLAGS:
+        name = getattr(args, flag, None)
+        path = Path(name or "/none").resolve()
+        if name and path.exists():
+            found[flag] = content(path)
+        elif name and flag in MODEL_FLAGS and name != getattr(args, "served_model", None):
+            config = hub_file(name, "config.json")  # .../snapshots/<commit>/config.json
+            found |= {flag: config.parent.name} if config else {}
+    return found
+
+
+def changes(before, now, args):
+    """What is not as it was, in words. What either does not know is not compared."""
+    words = []
+    for name in (n for n in now if before.get(n, now[n]) != now[n]):
+        named = dict.fromkeys(f"--{flag} {getattr(args, flag)}" for flag in (
+            ("data", "test_data") if name == "items" else (name,)) if hasattr(args, flag))
+        what = "the items" if name == "items" else "the weights" if name in MODEL_FLAGS else ""
+        words.append(f"{what}{' of ' * bool(what and named)}{' and '.join(named)} "
+                     f"{'have' if what else 'has'} changed since")
+    return words
+
+
+def open_run(folder, args, accelerator=None, items=None):
     """Create or reopen a run folder; refuses that of another run and names the difference.
 
-    Returns the folder as a Path. Writes config.json: arguments, versions, commit, device,
-    precision, processes.
+    Another run is one with other flags, and one with other weights or items under the same names.
+    Returns the folder as a Path. Writes config.json: arguments, what the run is made from,
+    versions, commit, device, precision, processes.
     """
     first = accelerator.main_process_first() if accelerator else contextlib.nullcontext()
     with first:
-        return _open_run(Path(folder), args, accelerator)
+        return _open_run(Path(folder), args, accelerator, made_from(args, items))
 
 
-def _open_run(folder, args, accelerator):
+def _open_run(folder, args, accelerator, content_now):
     is_main = accelerator is None or accelerator.is_main_process
     config, before = folder / "config.json", None
     if folder.exists() and not folder.is_dir():
@@ -397,9 +475,8 @@ def _open_run(folder, args, accelerator):
     if config.exists():
         with contextlib.suppress(UserError):  # not JSON
             before = read_json(config)
-        before = before.get("args") if isinstance(before, dict) else None
         # Pitfall: folders of models have a config.json too, and --overwrite would delete them.
-        if not isinstance(before, dict):
+        if not isinstance(before, dict) or not isinstance(before.get("args"), dict):
             raise UserError(f"{config} is damaged or not a run's; choose another --output, or "
                             "delete the folder yourself")
     elif is_main and folder.exists() and any(f.name[0] != "." for f in folder.iterdir()):
@@ -417,18 +494,19 @@ def _open_run(folder, args, accelerator):
             cut_torn_line(file)
     now = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
     if before is not None:
-        now = json.loads(json.dumps(now))
-        differ = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+        now, then = json.loads(json.dumps(now)), before["args"]
+        differ = [f"--{k} {then.get(k)} there, {now.get(k)} here"
+                  for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
+        differ += changes(before.get("made_from", {}), content_now, args)
         if differ:
-            named = ", ".join(f"--{k} {before.get(k)} there, {now.get(k)} here" for k in differ)
-            raise UserError(f"{folder} holds another run ({named}); choose another --output, or "
-                            "add --overwrite to discard it")
+            raise UserError(f"{folder} holds another run ({', '.join(differ)}); choose another "
+                            "--output, or add --overwrite to discard it")
     elif is_main:
         import accelerate
         import transformers
         device = default_device()
         write_json(config, {
-            "args": now, "endpoint": getattr(args, "endpoint", None),
+            "args": now, "made_from": content_now, "endpoint": getattr(args, "endpoint", None),
             "script": Path(sys.argv[0]).name, "commit": git_commit(),
             "processes": accelerator.num_processes if accelerator else 1,
             "precision": "bf16" if in_bf16(device) else "fp32",
@@ -583,9 +661,9 @@ class Run:
             print(f"wrote {self.folder}/model")
 
 
-def start_run(args, accelerator):
-    """The Run of --output: a new one, or the one there if the arguments are the same."""
-    folder = open_run(args.output, args, accelerator)
+def start_run(args, accelerator, items=None):
+    """The Run of --output: a new one, or the one there if flags, weights and items are the same."""
+    folder = open_run(args.output, args, accelerator, items)
     accelerator.init_trackers("spct")  # those of --log_with
     return Run(folder, args, accelerator)
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from eval import bootstrap_ci, credit, graded, item_credit, mean, paired_ci, report
-from plumbing.runs import ROOT, command_line, git_commit, read_json, read_rows, write_json
+from plumbing.runs import ROOT, command_line, content, git_commit, read_json, read_rows, write_json
 
 JUDGED = {"base": "eval_base", "rft": "eval_rft", "grm": "eval_grm"}
 PAPER = {"base": "-", "rft": "68.8", "grm": "69.9", "guided": {"8": "72.0", "32": "72.8"},
@@ -47,9 +47,9 @@ def main():
     args = parser.parse_args()
     out = Path(args.output)
     done = read_json(out / "seconds.json") if (out / "seconds.json").exists() else {}
-    stages = commands(args, out)
+    stages, base = commands(args, out), content(ROOT / "toy_world" / "medium")
     for stage, lines in stages.items():
-        if stage in done and done[stage]["commands"] == lines:
+        if stage in done and done[stage]["commands"] == lines and done[stage].get("base") == base:
             print(f"{stage}: done before ({done[stage]['seconds']:.0f} s)")
             continue
         started = time.time()
@@ -60,7 +60,7 @@ def main():
             code = subprocess.run([sys.executable, str(ROOT / script), *flags]).returncode
             if code:
                 sys.exit(code)
-        done[stage] = {"seconds": round(time.time() - started, 1), "commands": lines}
+        done[stage] = {"seconds": round(time.time() - started, 1), "commands": lines, "base": base}
         write_json(out / "seconds.json", done)
     seconds = {stage: done[stage]["seconds"] for stage in stages}
     summary = summarise(out, args.seed, seconds)

@@ -86,9 +86,9 @@ def main():
     add_judge_flags(parser)
     args = read_flags(parser)
     accelerator = start_accelerator(args)
-    output = open_run(args.output, args, accelerator)
     examples = load_examples(args.data, "test", args.limit, skip_bad=args.skip_bad, labelled=True,
                              at_least=2)
+    output = open_run(args.output, args, accelerator, examples)
     model, tokenizer = generation.load_model(args.model, accelerator.device)
     special = " ".join(t.content for t in tokenizer.added_tokens_decoder.values())
 

@@ -88,8 +88,8 @@ def main():
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     args = read_flags(parser)
     accelerator = start_accelerator(args)
-    output = open_run(args.output, args, accelerator)
     examples = [e for e in load_examples("toy", "test", args.limit) if len(e.responses) > 1]
+    output = open_run(args.output, args, accelerator, examples)
     judge, grm = (generation.load_model(m, accelerator.device) for m in (args.model, args.grm))
     rows = in_chunks(output / "samples.jsonl", examples,
                      lambda chunk: judge_in_all_settings(judge, grm, chunk, args), accelerator, 128,

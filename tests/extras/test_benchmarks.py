@@ -426,7 +426,7 @@ def test_other_data_and_mistakes_are_refused(tiny, tmp_path, cli):
     assert cli(*flags)[0] == 0
     assert folder_results("a", tmp_path / "out", "strict")[0]["ties"] == "strict"
     data.write_text("".join(lines[:3]))
-    assert "has other items" in error_of(cli(*flags))
+    assert "the items of --data" in error_of(cli(*flags))
     assert cli(*flags, "--overwrite")[0] == 0
     for words, problem in [
             ([], "give --bench"), (["--revision", "x", "--runs", "a=b"], "goes with --bench"),

@@ -365,7 +365,17 @@ def test_eval_judges_greedily_in_both_orders(cli, tiny, items, played, tmp_path)
     runs = ["--output", tmp_path / "table", "--runs", f"a={out}"]
     assert "another run has the name a" in error_of(cli("eval", *runs, f"a={tmp_path / 'two'}"))
     code, said, err = cli("eval", *runs, tmp_path / "two")  # a folder names itself
-    assert code == 0 and "two - a, single judgments: +0.0" in said, err
+    assert code == 0 and "two - a, single judgments: +0.0" in said and "changed" not in said, err
+    # Flipped labels: what was judged before is graded by the labels of then, and that is said; runs
+    # with different labels are not compared.
+    items(*[{**ITEM, "id": f"i{i}", "rewards": [0, 1, 0]} for i in range(4)])
+    assert "the items of --data" in error_of(cli("eval", *words))
+    code, said, err = cli("eval", *runs)
+    assert code == 0 and "100.0" in said, err
+    assert said.count(f"{out}: the items of --data {data} have changed since") == 1
+    assert cli("eval", *words[:-4], "--output", tmp_path / "now")[0] == 0
+    assert f"item i0 has other rewards in {tmp_path / 'now'}" in error_of(
+        cli("eval", *runs, f"{tmp_path / 'now'}={tmp_path / 'now'}"))
 
 
 def test_pairs_on_the_command_line(cli, tiny, items, played, tmp_path):
@@ -381,7 +391,8 @@ def test_pairs_on_the_command_line(cli, tiny, items, played, tmp_path):
         assert len(judged) == 8 and {len(r["samples"]) for r in judged} == {k}
         assert {(r["n"], r["of"]) for r in judged} == {(2, f"i{i}") for i in range(4)}
     items(*rows, {**ITEM, "id": "new"})
-    assert "has other items" in error_of(cli("infer_scale", *words, tmp_path / "voting", "--k", 3))
+    words = ["infer_scale", *words, tmp_path / "voting", "--k", 3]
+    assert "the items of --data" in error_of(cli(*words))
 
 
 @pytest.mark.parametrize("program, words, named", [
