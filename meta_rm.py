@@ -288,7 +288,12 @@ def main():
         raise UserError("all judgments have the same label, so there is nothing to tell apart; add "
                         "data or another --grm")
     # Pitfall: held out by item; judgments of one item on both sides would flatter the report.
-    held = {i for i in by_id if held_out(i, args.seed) < args.held_out}
+    place = {j["id"]: held_out(j["id"], args.seed) for j in parsed}  # 0..1
+    held = {i for i in place if place[i] < args.held_out}
+    if args.held_out and not held:
+        accelerator.print(f"--held_out {args.held_out} of {len(place)} items is none; one is held "
+                          "out, so the report will say next to nothing")
+        held = {min(place, key=place.get)}
     train = [r for r, j in enumerate(parsed) if j["id"] not in held]
     if not train:
         raise UserError(f"--held_out {args.held_out} leaves no judgment to train on; lower it or "
@@ -343,6 +348,8 @@ def main():
             report |= report_held_out([
                 (z, int(labels[r]), parsed[r]["source"], by_id[parsed[r]["id"]].domain)
                 for z, r in zip(logits, test, strict=True)])
+        else:
+            print("nothing is held out (--held_out 0), so there is no report of how good it is")
         write_json(run.folder / "report.json", report)
 
 

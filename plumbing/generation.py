@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from plumbing.attention import SharedPrompts, attention_of, buffer_cache, shares_prompts
-from plumbing.runs import UserError, default_device, in_bf16
+from plumbing.runs import UserError, default_device, in_bf16, read_json
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -48,9 +48,14 @@ def find_model(name):
                             "pip install gguf")
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     if path.exists():
+        if (path / "model" / "config.json").is_file():
+            raise UserError(f"model {name} is the folder of a run; did you mean {name}/model?")
         if not (path / "config.json").is_file():
             raise UserError(f"model {name}: no config.json in it, so it is no Hugging Face model "
                             "folder; give one as --model")
+        if {"args", "script"} <= set(read_json(path / "config.json")):
+            raise UserError(f"model {name} is the folder of a run that has no model in it (yet); a "
+                            "training run writes one when it ends")
     elif (path.is_absolute() or str(name).startswith(".") or str(name).count("/") > 1
             or path.parts[:1] == ("runs",)):  # no hub id: a run that is not there
         raise UserError(f"model {name} does not exist")

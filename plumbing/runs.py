@@ -455,19 +455,20 @@ def changes(before, now, args):
     return words
 
 
-def open_run(folder, args, accelerator=None, items=None):
+def open_run(folder, args, accelerator=None, items=None, may_grow=()):
     """Create or reopen a run folder; refuses that of another run and names the difference.
 
     Another run is one with other flags, and one with other weights or items under the same names.
+    may_grow: flags that may have a larger value than before.
     Returns the folder as a Path. Writes config.json: arguments, what the run is made from,
     versions, commit, device, precision, processes.
     """
     first = accelerator.main_process_first() if accelerator else contextlib.nullcontext()
     with first:
-        return _open_run(Path(folder), args, accelerator, made_from(args, items))
+        return _open_run(Path(folder), args, accelerator, made_from(args, items), may_grow)
 
 
-def _open_run(folder, args, accelerator, content_now):
+def _open_run(folder, args, accelerator, content_now, may_grow):
     is_main = accelerator is None or accelerator.is_main_process
     config, before = folder / "config.json", None
     if folder.exists() and not folder.is_dir():
@@ -495,10 +496,19 @@ def _open_run(folder, args, accelerator, content_now):
     now = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
     if before is not None:
         now, then = json.loads(json.dumps(now)), before["args"]
-        differ = [f"--{k} {then.get(k)} there, {now.get(k)} here"
-                  for k in sorted(then.keys() | now.keys()) if then.get(k) != now.get(k)]
-        differ += changes(before.get("made_from", {}), content_now, args)
-        if differ:
+        changed = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
+        differ = [f"--{k} {then.get(k)} there, {now.get(k)} here" for k in changed]
+        other = changes(before.get("made_from", {}), content_now, args)
+        differ += other
+        if differ and not other and all(k in may_grow and now[k] > then[k] for k in changed):
+            trained = (folder / "state.pt").exists()
+            if is_main and trained:
+                print(f"{folder}: {', '.join(differ)}; it is trained on from its last saved step, "
+                      "by the new learning-rate schedule: not the result of one run of that length")
+                before.setdefault("continued_from", []).append({k: then[k] for k in changed})
+            if is_main:
+                write_json(config, {**before, "args": now})
+        elif differ:
             raise UserError(f"{folder} holds another run ({', '.join(differ)}); choose another "
                             "--output, or add --overwrite to discard it")
     elif is_main:
@@ -662,8 +672,11 @@ class Run:
 
 
 def start_run(args, accelerator, items=None):
-    """The Run of --output: a new one, or the one there if flags, weights and items are the same."""
-    folder = open_run(args.output, args, accelerator, items)
+    """The Run of --output: a new one, or the one there if flags, weights and items are the same.
+
+    A run, a finished one too, may be continued to more --steps or --epochs.
+    """
+    folder = open_run(args.output, args, accelerator, items, may_grow=("steps", "epochs"))
     accelerator.init_trackers("spct")  # those of --log_with
     return Run(folder, args, accelerator)
 

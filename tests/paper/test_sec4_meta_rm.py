@@ -228,6 +228,18 @@ def test_it_learns_from_parsed_non_hinted_judgments_labelled_by_eq_10(tiny, cli,
     assert model.config.num_labels == 1 and model.config.pad_token_id is not None
 
 
+@pytest.mark.parametrize("share, count, told", [
+    (0.0001, 2, "--held_out 0.0001 of 20 items is none"), (0, None, "nothing is held out")])
+def test_a_few_items_too_are_reported_on_or_it_is_said(share, count, told, tiny, cli, tmp_path):
+    file = judgments_file(tmp_path, load_examples("toy", "train", 20))
+    words = ["--rft_judgments", file, "--epochs", 0.2, "--held_out", share]
+    code, said, err = cli("meta_rm", *command(tiny, tmp_path / "out", *words))
+    assert code == 0 and told in said, err
+    report = read_json(tmp_path / "out" / "report.json")
+    assert report.get("held_out", {}).get("all", {}).get("count") == count
+    assert report["train"] == 40 - (count or 0)
+
+
 def test_it_learns_from_the_judge_that_it_will_guide(tiny, cli, tmp_path, monkeypatch):
     """N_RFT = 3 judgments per item, rated as in training, so that Eq. 10 can label n = 1."""
     asked = []

@@ -10,7 +10,7 @@ from conftest import ARCHITECTURES, CHATML, make_tiny_model
 
 from plumbing import attention, generation
 from plumbing.generation import Completion, CompletionLogits, complete, encode_chat
-from plumbing.runs import UserError, save_model
+from plumbing.runs import UserError, save_model, write_json
 
 ENDS = list(range(5, 65))  # a fifth of the vocabulary ends a row: rows leave at different times
 
@@ -504,9 +504,13 @@ def test_loading_mistakes_are_user_errors(tmp_path, tiny_model, toy_tokenizer, m
     toy_tokenizer.save_pretrained(tmp_path / "no weights")
     tiny_model().config.save_pretrained(tmp_path / "no weights")
     (tmp_path / "tiny.gguf").write_bytes(b"GGUF")
+    for run in ("run", "unfinished run"):
+        write_json(tmp_path / run / "config.json", {"args": {}, "script": "x.py"})
+    tiny_model().save_pretrained(tmp_path / "run" / "model")
     monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: None)
     for name, said in {"nothing here": "does not exist", "empty": "no config.json",
                        "no weights": "could not be loaded", "no tokenizer": "save the tokenizer",
+                       "run": "run/model[?]", "unfinished run": "no model in it",
                        "missing.gguf": "does not exist", "tiny.gguf": "pip install gguf"}.items():
         with pytest.raises(UserError, match=said) as error:
             generation.load_model(str(tmp_path / name), device="cpu")

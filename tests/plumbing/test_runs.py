@@ -268,14 +268,16 @@ class Line(torch.nn.Module):
         torch.save(self.state_dict(), Path(folder) / "weights")
 
 
-def train_line(folder, stop_at=None, loss_at=None, gradient_at=None, save_every=4):
+def train_line(folder, stop_at=None, loss_at=None, gradient_at=None, save_every=4, steps=6,
+               **flags):
     """Six updates of a tiny Run, with AdamW; stopped as by Ctrl-C after update `stop_at`."""
-    args = SimpleNamespace(output=folder, save_every=save_every, seed=3)
+    args = SimpleNamespace(output=folder, save_every=save_every, seed=3, steps=steps, lr=0.1,
+                           **flags)
     run = start_run(args, runs.start_accelerator(args))
     model = Line()
     model, optimizer, step = run.prepare(
-        model, torch.optim.AdamW(model.parameters(), lr=1), 6, "line")
-    while step < 6:
+        model, torch.optim.AdamW(model.parameters(), lr=1), steps, "line")
+    while step < steps:
         batch = torch.randn(4, 3, generator=torch.Generator().manual_seed(run.seed())).tolist()
         for part, sync in run.parts(model, batch, 3):
             with sync:
@@ -306,6 +308,28 @@ def test_c23_a_stopped_run_continues_bitwise_with_each_update_told_once(stop_at,
         1, 2, 3, 4, 5, 6]
     # The last update is saved too, so that a finished run is never trained on.
     assert load_state(tmp_path / "stopped" / "state.pt")["step"] == 6
+
+
+@pytest.mark.parametrize("stop_at", [None, 3, 1])  # finished, stopped, stopped before a save
+def test_a_run_may_be_continued_to_more_steps_only(stop_at, tmp_path, capsys):
+    plain, folder = train_line(tmp_path / "plain"), tmp_path / "longer"
+    with contextlib.suppress(KeyboardInterrupt):
+        train_line(folder, stop_at, steps=4, save_every=2)
+    with pytest.raises(UserError, match="another run .--G None there, 8 here, --steps 4 there, 6"):
+        train_line(folder, G=8)
+    capsys.readouterr()
+    longer, said = train_line(folder), capsys.readouterr().out
+    assert torch.equal(plain.pop("weight"), longer.pop("weight")) and plain == longer
+    assert ("--steps 4 there, 6 here" in said and "schedule" in said) == (stop_at != 1)
+    config = read_json(folder / "config.json")
+    assert config["args"]["steps"] == 6
+    assert config.get("continued_from") == (None if stop_at == 1 else [{"steps": 4}])
+    with pytest.raises(UserError, match="another run .--steps 6 there, 5 here"):
+        train_line(folder, steps=5)
+    train_line(folder)
+    assert "schedule" not in capsys.readouterr().out  # the same command
+    with pytest.raises(UserError, match="another run"):  # judging has no steps to add
+        runs.open_run(folder, SimpleNamespace(seed=3, steps=7, lr=0.1))
 
 
 def test_an_update_is_one_clipped_step_at_the_given_rate(tmp_path):
