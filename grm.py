@@ -193,7 +193,7 @@ class Judgment:
     completion_ids: list   # as sampled; with the end token if it was reached
     text: str
     scores: list | None    # None if they did not parse
-    reason: str            # "ok", or why not: see `parse_scores`; "truncated"; "too_long" (prompt)
+    reason: str            # "ok", or why not: of `parse_scores`; truncated, too_long, filtered
     logp: list             # nats, of each id under the tempered distribution it was drawn from
     prompt_tokens: int = 0
     tokens: int = 0

@@ -219,11 +219,20 @@ class Completion:
     ids: list            # sampled token ids, with the end token if it was reached; [] if served
     logp: list           # nats, of each id under the tempered distribution it was drawn from
     finished: bool       # ended by an end token
-    why: str = "truncated"  # if not finished; "too_long": the prompt does not fit, nothing sampled
+    why: str = "truncated"  # if not finished; or one of REMARKS
     text: str = ""
     prompt_ids: list = dataclasses.field(default_factory=list)
     prompt_tokens: int = 0
     tokens: int = 0
+
+
+# What is said of completions whose `why` is one of these. The first two are not sampled at all.
+REMARKS = {
+    "too_long": "prompts do not fit the model: not judged, counted as unparsed (too_long)",
+    "filtered": "prompts or judgments met the server's content filter: counted as unparsed "
+                "(filtered)",
+    "thoughts": "answers of the server are thoughts only (no content, but reasoning_content): they "
+                "are read as the judgments"}
 
 
 def complete(judge, tokenizer, chats, temperature, max_new_tokens, seeds, skip_long=False):
@@ -243,10 +252,10 @@ def complete(judge, tokenizer, chats, temperature, max_new_tokens, seeds, skip_l
             completion.text = tokenizer.decode(completion.ids, skip_special_tokens=True)
             completion.prompt_ids = ids
             completion.prompt_tokens, completion.tokens = len(ids), len(completion.ids)
-    skipped = sum(completion.why == "too_long" for completion in found)
-    if skipped:
-        tqdm.write(f"{skipped} of {len(found)} prompts do not fit the model: not judged, counted "
-                   "as unparsed (too_long)")
+    for why, said in REMARKS.items():
+        count = sum(completion.why == why for completion in found)
+        if count:
+            tqdm.write(f"{count} of {len(found)} {said}")
     return found
 
 

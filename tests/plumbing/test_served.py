@@ -1,6 +1,8 @@
 """A served judge: retries, concurrency, time-outs, keys and refusals against a fake server in this
 process; the same judgments as locally, and a killed server, against `transformers serve`."""
+import base64
 import hashlib
+import html
 import importlib.util
 import json
 import os
@@ -16,6 +18,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 from conftest import ROOT, error_of, run_program
@@ -25,7 +28,7 @@ import spct_rft
 from grm import PreferenceExample, build_prompt, sample_judgments
 from plumbing import served
 from plumbing.data import load_examples
-from plumbing.runs import UserError, read_json, read_rows
+from plumbing.runs import UserError, append_jsonl, read_json, read_rows
 from plumbing.served import Served
 
 # ----- a server that answers at once, and fails on command -----
@@ -51,7 +54,8 @@ class Fake:
                 key = json.dumps(body, sort_keys=True)
                 with fake.lock:
                     n = sum(k == key for k, *_ in fake.requests)
-                    fake.requests.append((key, body, dict(self.headers), self.path))
+                    sent = {name.lower(): value for name, value in self.headers.items()}
+                    fake.requests.append((key, body, sent, self.path))
                     fake.now += 1
                     fake.most = max(fake.most, fake.now)
                 try:
@@ -86,6 +90,9 @@ class Fake:
         elif isinstance(fault, tuple):  # status, what the server says
             status, answer = fault[0], {"error": {"message": fault[1], "type": "error"}}
             headers = {"Retry-After": "0"} if status == 429 else {}
+        elif callable(fault):  # the answer, changed
+            answer = fault(answer)
+            status = answer.pop("status", 200)
         elif fault == "empty":
             answer["choices"] = []
         elif fault == "no usage":
@@ -101,7 +108,7 @@ class Fake:
         handler.wfile.write(data[:-40] if fault == "half" else data)
         if fault == "half":
             handler.close_connection = True
-        elif status == 200 and fault != "garbage":
+        elif status == 200 and fault != "garbage" and answer.get("choices"):
             with self.lock:
                 self.answered[key] += 1
 
@@ -188,10 +195,140 @@ def test_requests_run_at_once_but_no_more_than_allowed(fake):
     assert server.most == 4 and len(server.requests) == 20
 
 
-@pytest.mark.parametrize("finish", ["length", "content_filter", "tool_calls"])
-def test_a_judgment_that_is_cut_off_is_invalid_whatever_it_holds(fake, finish):
+@pytest.mark.parametrize("finish, reason", [
+    ("length", "truncated"), ("MAX_TOKENS", "truncated"), ("tool_calls", "truncated"),
+    ("content_filter", "filtered")])
+def test_a_judgment_that_is_cut_off_is_invalid_whatever_it_holds(fake, finish, reason):
     for js in judge(fake(lambda body, n: finish)):
-        assert all(j.scores is None and j.reason == "truncated" and "boxed" in j.text for j in js)
+        assert all(j.scores is None and j.reason == reason and "boxed" in j.text for j in js)
+
+
+def answers(change, choice=None, **fields):
+    """A fault of the fake server: change(message), and other fields of the choice and the answer.
+
+    fields: usage, or the whole of another body.
+    """
+    def fault(answer):
+        first = answer["choices"][0]
+        change(first["message"])
+        first.update(choice or {})
+        return {**answer, **fields}
+    return fault
+
+
+def same(message):
+    pass
+
+
+def as_thoughts(message, name="reasoning_content"):
+    message |= {name: message["content"], "content": None}
+
+
+def in_parts(message):
+    text = message["content"]
+    message["content"] = [{"type": "thinking", "thinking": [{"type": "text", "text": "\\boxed{1"}]},
+                          {"type": "text", "text": text[:9]}, {"type": "text", "text": text[9:]}]
+
+
+def in_one_part(message):
+    message["content"] = {"type": "text", "text": message["content"]}
+
+
+def half_a_surrogate(message):
+    message["content"] = "\ud83d " + message["content"]
+
+
+HONEST = {
+    "thoughts only": answers(as_thoughts),
+    "thoughts by another name": answers(lambda m: as_thoughts(m, "reasoning")),
+    "empty content": answers(lambda m: m.update(reasoning_content=m["content"], content="")),
+    "thoughts too": answers(lambda m: m.update(reasoning_content="\\boxed{1, 1}")),
+    **{f"end {end!r}": answers(same, {"finish_reason": end})
+       for end in ("eos", "end_turn", "STOP", "", None, "stop_sequence", "eos_token")},
+    "parts": answers(in_parts), "one part": answers(in_one_part),
+    "surrogate": answers(half_a_surrogate),
+    **{f"usage {usage}": answers(same, usage=usage) for usage in (
+        None, {}, [], {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
+        {"prompt_tokens": -1, "completion_tokens": "7"}, {"prompt_tokens": 0})},
+    "no role": answers(lambda m: m.pop("role")), "error null": answers(same, error=None)}
+
+
+def number(body):
+    """The i of "Question i ?"."""
+    return int(re.search(r"Question (\d+)", body["messages"][0]["content"])[1])
+
+
+def test_whatever_form_an_answer_has_the_judgment_is_the_same(fake, tmp_path, capsys):
+    server = fake(lambda body, n: list(HONEST.values())[number(body)])
+    found = dict(zip(HONEST, judge(server, k=1, count=len(HONEST)), strict=True))
+    expected = dict(zip(HONEST, examples(len(HONEST)), strict=True))
+    wrong = {name: j for name, [j] in found.items() if (j.reason, j.scores) != (
+        "ok", [points(r) for r in expected[name].responses])}
+    assert not wrong and len(server.requests) == len(HONEST)
+    for name, [j] in found.items():
+        assert (j.prompt_tokens == 0) == (j.tokens == 0) == name.startswith("usage"), name
+        append_jsonl(tmp_path / "rows.jsonl", [{"text": j.text}])  # a file can hold it
+    assert f"3 of {len(HONEST)} answers of the server are thoughts only" in capsys.readouterr().out
+
+
+def test_an_answer_without_an_end_has_ended_if_there_was_room_for_more(fake, capsys):
+    def fault(body, n):
+        tokens = 50 if number(body) == 1 else 49  # 50 are allowed
+        return answers(same, {"finish_reason": None}, usage={"completion_tokens": tokens})
+    assert [j.reason for [j] in judge(fake(fault), k=1)] == ["ok", "truncated"] + ["ok"] * 3
+    empty = answers(lambda m: m.update(content=None), {"finish_reason": None})
+    calm = judge(fake(), k=1)
+    assert judge(fake(lambda body, n: empty if n < 2 else None), k=1) == calm  # half an answer
+    found = judge(fake(lambda body, n: "eaten"), k=1)
+    assert {j.reason for [j] in found} == {"truncated"}
+    assert capsys.readouterr().out.count("finish_reason 'eaten', which is not known") == 1
+
+
+def test_a_prompt_that_the_server_cut_silently_is_too_long(fake):
+    long = PreferenceExample("long", [{"role": "user", "content": "Which ?"}],
+                             ["word " * 50_000, "short"])
+    server = fake(lambda body, n: answers(same, usage={"prompt_tokens": 10,
+                                                       "completion_tokens": 7}))
+    model = Served(server.url, "judge")
+    with pytest.raises(UserError, match="long/0.*10 tokens for 50... words.*cut the prompt"):
+        sample_judgments(model, None, [long], 1)
+    [[j]] = sample_judgments(model, None, [long], 1, skip_long=True)
+    assert (j.reason, j.scores) == ("too_long", None)
+
+
+@pytest.mark.parametrize("name, said, told", [
+    ("max_tokens", "Unsupported parameter: 'max_tokens' is not supported with this model. Use "
+     "'max_completion_tokens' instead.", "max_completion_tokens is sent"),
+    ("seed", "[{'type': 'extra_forbidden', 'loc': ['body', 'seed'], 'msg': 'Extra inputs are not "
+     "permitted', 'input': 123}]", "another run gives other judgments"),
+    ("top_p", "`temperature` and `top_p` cannot both be specified for this model.",
+     "the server's own top_p holds"),
+    ("top_p", "Input validation error: `top_p` must be > 0.0 and < 1.0", "own top_p holds")])
+def test_a_refused_parameter_is_left_out_and_that_is_said_once(fake, capsys, name, said, told):
+    server = fake(lambda body, n: (422 if "error" in said else 400, said) if name in body else None)
+    assert judge(server) == judge(fake())
+    accepted = [body for _, body, *_ in server.requests if name not in body]
+    assert len(accepted) == 15 and all(b["temperature"] == 0.5 for b in accepted)
+    assert {b.get("max_tokens", b.get("max_completion_tokens")) for b in accepted} == {50}
+    out = capsys.readouterr().out
+    assert out.count(f"refuses {name}") == 1 and said[:40] in out and told in out
+
+
+def test_a_refused_temperature_is_never_left_out(fake):
+    said = "Unsupported value: 'temperature' does not support 0.5 with this model."
+    with pytest.raises(UserError, match=f"refuses the request.*400.*{said}"):
+        judge(fake(lambda body, n: (400, said) if "temperature" in body else None))
+
+
+@pytest.mark.parametrize("path, asked", [
+    ("", "/v1"), ("/", "/v1"), ("/v1", "/v1"), ("/v1/", "/v1"), ("/api/v3", "/api/v3"),
+    ("/api/paas/v4", "/api/paas/v4"), ("/v1beta/openai", "/v1beta/openai"),
+    ("/openai", "/openai/v1"), ("/v1/chat/completions", "/v1")])
+def test_the_url_may_end_in_any_version(fake, path, asked):
+    server = fake()
+    model = Served(server.url + path, "judge")
+    sample_judgments(model, None, examples(1), 1)
+    assert server.requests[0][3] == f"{asked}/chat/completions"
 
 
 def test_text_that_looks_like_special_tokens_is_broken(fake):
@@ -259,9 +396,8 @@ def test_pauses_double_with_jitter_up_to_a_minute(fake, monkeypatch):
 
 def test_a_server_that_was_never_there_is_given_up_soon(fake, monkeypatch):
     model, asked = Served(f"http://127.0.0.1:{closed_port()}", "judge"), []
-    ask = model.client.chat_completion
-    monkeypatch.setattr(model.client, "chat_completion",
-                        lambda *a, **b: asked.append(1) or ask(*a, **b))
+    ask = model.client.post
+    monkeypatch.setattr(model.client, "post", lambda *a, **b: asked.append(1) or ask(*a, **b))
     with pytest.raises(UserError, match="in 3 tries"):
         model.ask([{"role": "user", "content": "x"}], 0, 5, "0/a/0", False, threading.Event())
     assert len(asked) == 3
@@ -276,32 +412,95 @@ def test_a_refusal_is_not_repeated(fake, status):
     assert len(server.requests) <= 2
 
 
-@pytest.mark.parametrize("said", [
-    "This model's maximum context length is 4096 tokens. However, you requested 5000 tokens",
-    "The input (5000 tokens) is longer than the model's context length (4096 tokens).",
-    "prompt is too long"])
-def test_prompts_too_long_for_the_server_are_named_or_skipped(fake, capsys, said):
-    server = fake(lambda body, n: (400, said) if "Question 2" in body["messages"][0]["content"]
-                  else None)
-    with pytest.raises(UserError, match="item-2.*--skip_bad"):
-        judge(server)
-    judged = judge(server, skip_long=True)
-    assert [{j.reason for j in js} for js in judged] == [{"ok"}] * 2 + [{"too_long"}] + [{"ok"}] * 2
-    [j, *_] = judged[2]
+TOO_LONG = [
+    (400, "This model's maximum context length is 4096 tokens. However, you requested 5000"),
+    (400, "The input (5000 tokens) is longer than the model's context length (4096 tokens)."),
+    (400, "The decoder prompt (length 5000) is longer than the maximum model length of 4096."),
+    (400, "prompt is too long: 5000 tokens > 4096 maximum"),
+    (400, "request (4390 tokens) exceeds the available context size (4096 tokens)"),
+    (400, "the request exceeds the available context size. try increasing the context size"),
+    (500, "the request exceeds the available context size"),
+    (422, "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096. Given: 5000 "
+          "`inputs` tokens and 50 `max_new_tokens`"),
+    (422, "Input validation error: `inputs` must have less than 4096 tokens. Given: 5000"),
+    (400, "The input token count (5000) exceeds the maximum number of tokens allowed (4096)."),
+    (400, "Prompt contains 5000 tokens, too large for model with 4096 maximum context length"),
+    (400, "'max_tokens' is too large: 50. This model's maximum context length is 4096 tokens and "
+          "your request has 4090 input tokens"),
+    (400, "Range of input length should be [1, 4096]"),
+    (413, "Payload Too Large"),
+    (200, "Trying to keep the first 5000 tokens when context overflows. However, the model is "
+          "loaded with context length of only 4096 tokens")]
+
+
+def test_prompts_too_long_for_the_server_are_named_or_skipped(fake, capsys):
+    def error(status, said):
+        return lambda answer: {"status": status, "error": {"message": said, "type": "error"}}
+    with pytest.raises(UserError, match="item-2.*context size.*--skip_bad"):
+        judge(fake(lambda body, n: error(*TOO_LONG[5]) if number(body) == 2 else None))
+    count = len(TOO_LONG)
+    server = fake(lambda body, n: error(*TOO_LONG[number(body)]) if number(body) < count else None)
+    judged = judge(server, k=1, count=count + 2, skip_long=True)
+    assert [j.reason for [j] in judged] == ["too_long"] * count + ["ok"] * 2
+    [j], *_ = judged
     assert (j.scores, j.text, j.prompt_tokens, j.tokens) == (None, "", 0, 0)
-    assert "3 of 15 prompts do not fit the model" in capsys.readouterr().out
+    assert f"{count} of {count + 2} prompts do not fit the model" in capsys.readouterr().out
+
+
+FILTERED = [
+    (400, "The response was filtered due to the prompt triggering Azure OpenAI's content "
+          "management policy."),
+    (400, "Content Exists Risk"), (400, "Input data may contain inappropriate content."),
+    (403, "Your chosen model requires moderation and your input was flagged")]
+
+
+def test_what_a_content_filter_refuses_is_an_unparsed_judgment(fake, capsys):
+    server = fake(lambda body, n: FILTERED[number(body)] if number(body) < 4 else None)
+    found = judge(server, k=1, count=6)
+    assert [(j.reason, j.scores is None) for [j] in found] == (
+        [("filtered", True)] * 4 + [("ok", False)] * 2)
+    assert len(server.requests) == 6
+    assert "4 of 6 prompts or judgments met the server's content filter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("body, tries, said", [
+    ({"error": {"message": "No instances available", "code": 503}}, 10, "503.*No instances"),
+    ({"error": {"message": "No such model", "code": 404}}, 1, "refuses.*404.*No such model"),
+    ({"error": "model is loading"}, 3, "model is loading"),
+    ({"detail": "wrong door"}, 3, "wrong door"), (["no"], 3, "no"), ({"choices": None}, 3, "null"),
+    ({"choices": [{"error": {"code": 502, "message": "upstream died"}, "finish_reason": "error",
+                   "message": {"content": "Sco"}}]}, 3, "upstream died")],
+    ids=lambda value: str(value)[:40])
+def test_status_200_with_an_error_in_it_ends_in_the_servers_own_words(fake, body, tries, said):
+    def failing(answer):
+        return body
+    calm = judge(fake(), k=1)
+    if tries > 1:  # it may pass
+        assert judge(fake(lambda body, n: failing if n < 2 else None), k=1) == calm
+    server = fake(lambda body, n: failing)
+    model = Served(server.url, "judge")
+    with pytest.raises(UserError, match=said):
+        model.ask([{"role": "user", "content": "x"}], 0, 5, "0/a/0", False, threading.Event())
+    assert len(server.requests) == tries
+
+
+def test_a_refusal_names_what_to_check(fake):
+    for status, check in [(401, "key"), (404, "--served_model"), (400, "what it names")]:
+        with pytest.raises(UserError, match=f"{status}.*jinja.*check .*{check}") as error:
+            judge(fake(lambda body, n, status=status: (status, "jinja: no system role")))
+        assert (status == 401) == ("OPENAI_API_KEY" in str(error.value))
 
 
 # ----- the key -----
 
 def test_key_comes_from_the_environment_and_the_hub_token_stays_at_home(fake, monkeypatch):
-    for name, key, expected in [("HF_TOKEN", "hf_private", "none"),
-                                ("OPENAI_API_KEY", "sk-secret", "sk-secret")]:
+    for name, key, expected in [("HF_TOKEN", "hf_private", None),
+                                ("OPENAI_API_KEY", "sk-secret", "Bearer sk-secret"),
+                                ("OPENAI_API_KEY", " sk-secret\r\n", "Bearer sk-secret")]:
         monkeypatch.setenv(name, key)
         server = fake()
         judge(server)
-        sent = {headers["authorization"] for *_, headers, _ in server.requests}
-        assert sent == {f"Bearer {expected}"}
+        assert {headers.get("authorization") for *_, headers, _ in server.requests} == {expected}
     for host, key in {"router.huggingface.co": "hf_private", "nothuggingface.co": "sk-secret",
                       "x.us.endpoints.huggingface.cloud": "hf_private",
                       "huggingface.co.example.org": "sk-secret"}.items():
@@ -316,6 +515,33 @@ def test_key_is_in_no_file_and_no_message(fake, tmp_path):
     assert "401" in said and "***" in said and "sk-secret" not in said
     files = [p for p in tmp_path.rglob("*") if p.is_file()]
     assert len(files) > 4 and not [p for p in files if b"sk-secret" in p.read_bytes()]
+
+
+SECRET = "sk+se/cret<1>=="
+
+
+@pytest.mark.parametrize("end", ["\r", "\n", "\r\n"])
+def test_a_key_with_a_line_break_behind_it_works_and_is_never_shown(fake, tmp_path, end):
+    forms = [SECRET, repr(SECRET + end), quote(SECRET), quote(SECRET, safe=""), html.escape(SECRET),
+             *(base64.b64encode(f"{before}{SECRET}".encode()).decode()
+               for before in ("", "Bearer ", "user:"))]
+    angry = fake(lambda body, n: (401, f"bad key: {' '.join(forms)}"))
+    code, out, err = evaluate(angry.url, tmp_path, OPENAI_API_KEY=SECRET + end)
+    assert code == 2 and "401" in err and "***" in err
+    for shown in [*forms, "se/cret", "se%2Fcret", "c2src2UvY3JldD"]:
+        assert shown not in out + err, shown
+    assert {h["authorization"] for *_, h, _ in angry.requests} == {f"Bearer {SECRET}"}
+
+
+@pytest.mark.parametrize("key", ["sk-a\rsk-b", "sk-a\nsk-b", "sk-a sk-b", "sk-a\x07b", "'sk-a'",
+                                 '"sk-a"', "sk-a\u2019", "\ufeffsk-a", "sk-a\\nb"])
+def test_what_cannot_be_a_key_is_refused_in_one_line_without_showing_it(key, tmp_path):
+    for program in ("eval", "grm"):
+        code, out, err = run_program(program, "--endpoint", "http://127.0.0.1:1", "--served_model",
+                                     "x", "--output", tmp_path / "out", OPENAI_API_KEY=key)
+        assert code == 2 and "OPENAI_API_KEY holds" in err and len(err.strip().splitlines()) == 1
+        assert "sk-" not in out + err
+    assert not (tmp_path / "out").exists()
 
 
 # ----- the programs -----
@@ -447,7 +673,7 @@ def test_real_server_gives_the_local_judgments_and_may_be_killed(monkeypatch, tm
                 server.send_signal(signal.SIGKILL)
             threading.Thread(target=kill, daemon=True).start()
             said = error_of(run_program("eval", *remote))
-            assert f"127.0.0.1:{port} gave no answer" in said
+            assert f"127.0.0.1:{port}/v1/chat/completions gave no answer" in said
             server.wait(30)
             before = [row for part in sorted(parts.glob("0*.jsonl")) for row in read_rows(part)]
             assert 8 <= len(before) < 24
