@@ -200,7 +200,8 @@ class Judgment:
 
 
 def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, *, orders="random",
-                     first_sample=0, max_new_tokens=512, clamp=False, skip_long=False, **prompt):
+                     first_sample=0, max_new_tokens=512, clamp=False, skip_long=False,
+                     thinking=None, **prompt):
     """k judgments of every example, each with its own random order of the responses.
 
     Why shuffle: judges like some places better than others. Orders that differ from sample to
@@ -216,6 +217,7 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, *, 
                 card does; training counts them as invalid.
             skip_long: a prompt that does not fit gives an invalid judgment ("too_long") instead of
                 a UserError.
+            thinking: "on" or "off" for a chat template that has `enable_thinking`, else None.
             prompt: of `build_prompt`: template, rating, principles, use_reference, hint. rating may
                 also be "train" (see `rating_of`), principles a dict {example id: given ones}.
     Returns: one list of k Judgments per example.
@@ -236,7 +238,8 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, *, 
             chats.append(build_prompt(example.permuted(order), rating=rating_of(example, rating),
                                       principles=given, **prompt))
     found = complete(model, tokenizer, chats, temperature, max_new_tokens,
-                     seeds=[f"{seed}/{e.id}/{j}" for e, j, _ in jobs], skip_long=skip_long)
+                     seeds=[f"{seed}/{e.id}/{j}" for e, j, _ in jobs], skip_long=skip_long,
+                     thinking=thinking)
     judgments = []
     for (example, j, order), c in zip(jobs, found, strict=True):
         shown, reason = None, c.why
@@ -282,12 +285,15 @@ def parse_scores(text, n, lo=1, hi=10, clamp=False):
     Returns: (list of n int, "ok"), or (None, reason): no_box, wrong_count, not_a_number,
              out_of_range.
     Choice:  only the last box counts, whatever heading stands before it. No default score.
+    Choice:  what stands inside <think>...</think> is no verdict.
 
     >>> parse_scores(r"**Scores: \boxed{8, 9}**", 2)
     ([8, 9], 'ok')
     >>> parse_scores(r"Scores: \boxed{8, 9, 11}", 2)
     (None, 'wrong_count')
     """
+    # one tag alone: the prompt opened the thought, or it has no end
+    text = text.rpartition("</think>")[2].partition("<think>")[0]
     boxes = BOX.findall(text)
     if not boxes or not any(closed for _, closed in boxes):
         return None, "no_box"
@@ -419,6 +425,8 @@ def add_judge_flags(parser):
                         help="without principle generation (Table 4)")
     parser.add_argument("--use_reference", action="store_true",
                         help="show the reference answer (App. E.1.3)")
+    parser.add_argument("--thinking", choices=["on", "off"], help="switch enable_thinking of the "
+                        "chat template; default: the template's own")
     parser.add_argument("--skip_bad", action="store_true",
                         help="count and skip unreadable lines of a .jsonl file, and prompts that "
                         "do not fit the model (they count as unparsed)")
@@ -426,7 +434,8 @@ def add_judge_flags(parser):
 
 def judge_options(args):
     return {"template": args.template, "max_new_tokens": args.max_new_tokens,
-            "principles": not args.no_principles, "use_reference": args.use_reference}
+            "principles": not args.no_principles, "use_reference": args.use_reference,
+            "thinking": args.thinking}
 
 
 DEMO = {"id": "demo", "prompt": "How many steps does chess take ?", "rewards": [1, 0],

@@ -82,7 +82,7 @@ def meta_messages(shown, text):
 def meta_ids(tokenizer, shown, text):
     """(prompt ids, judgment ids with the end token) of one judgment."""
     user, assistant = meta_messages(shown, text)
-    return encode_chat(tokenizer, [user], assistant["content"])
+    return encode_chat(tokenizer, [user], assistant["content"], own=True)
 
 
 def meta_logits(model, pairs, pad_id):

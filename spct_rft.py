@@ -245,7 +245,8 @@ def main():
             shown = by_id[row["id"]].permuted(judgment["permutation"])
             prompt = build_prompt(shown, args.template, rating_of(shown, args.rating),
                                   not args.no_principles, args.use_reference, hint=False)
-            prompt_ids, text_ids = encode_chat(tokenizer, prompt, judgment["text"])
+            prompt_ids, text_ids = encode_chat(tokenizer, prompt, judgment["text"], own=True,
+                                               thinking=args.thinking)
             *ids, last = judgment["completion_ids"] if same_tokenizer else text_ids
             samples.append((prompt_ids, [*ids, last if last in ends else end]))
     if not args.general_only:

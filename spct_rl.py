@@ -395,7 +395,8 @@ def drop_long(examples, args, accelerator, model, tokenizer):
     def long(e):
         prompt = build_prompt(e, args.template, rating_of(e, args.rating),
                               not args.no_principles, args.use_reference)
-        return not fits(model, encode_chat(tokenizer, prompt), args.max_new_tokens)
+        ids = encode_chat(tokenizer, prompt, thinking=args.thinking)
+        return not fits(model, ids, args.max_new_tokens)
     dropped = {e.id for e in examples if long(e)}
     if dropped and (not args.skip_bad or len(dropped) == len(examples)):
         raise UserError(f"the prompts of {len(dropped)} of {len(examples)} items (one: "

@@ -315,14 +315,15 @@ def judge(args, output):
             sys.exit(done.returncode)
 
 
-def answer_place(tokenizer, messages, before, n):
+def answer_place(tokenizer, messages, before, n, thinking=None):
     r"""(ids up to the judge's answer, [the token that begins "1", ..., "n" there]).
 
     before: the judge's text up to and with its last "\boxed{".
     Pitfall: a tokenizer may join the brace and the digit, so the place is where the n continuations
     part. Deviation: the text is tokenised once, since samples.jsonl holds no ids.
     """
-    whole = [sum(encode_chat(tokenizer, messages, before + str(i)), []) for i in range(1, n + 1)]
+    whole = [sum(encode_chat(tokenizer, messages, before + str(i), True, thinking), [])
+             for i in range(1, n + 1)]
     start = len(os.path.commonprefix(whole))
     first = [ids[start] for ids in whole]
     if len(set(first)) < n:
@@ -383,7 +384,8 @@ def tokenprob(args, accelerator, output, its, examples):
                                           its.use_reference)
                     *_, box = BOX.finditer(s["text"])
                     before = s["text"][:box.start(1)]
-                    places.append(answer_place(tokenizer, prompt, before, row["n"]))
+                    places.append(answer_place(tokenizer, prompt, before, row["n"],
+                                               getattr(its, "thinking", None)))
                     spots.append(s)
         found = token_probabilities(model, tokenizer, places)
         for s, shown in zip(spots, found, strict=True):

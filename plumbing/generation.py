@@ -131,48 +131,59 @@ def end_token_ids(model, tokenizer):
 
 # ----- chats -> token ids -----
 
-def encode_chat(tokenizer, messages, completion=None):
+THOUGHT = ("<think>", "</think>")  # what a judge that thinks aloud writes around its thoughts
+
+
+def encode_chat(tokenizer, messages, completion=None, own=False, thinking=None):
     """Token ids of the chat up to where the assistant writes.
 
-    With `completion`: (those ids, ids of its text and the end token).
+    With `completion`: (those ids, ids of its text and the end token). own: a judge of ours wrote
+    it, so the tags of its thoughts are its own.
     Special tokens exist only where the chat template puts them: in texts a space breaks them.
+    thinking: "on" or "off" for a template that has `enable_thinking`; None does not tell it.
     """
-    special = special_tokens(tokenizer)
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
 
-    def disarm(text):
+    def disarm(text, special):
         while special.search(text):  # again, because breaking one token may leave another
             text = special.sub(lambda m: m[0][0] + " " + m[0][1:], text)
         return text
 
-    def harmless(text):
-        text = disarm(text.encode("utf-8", "ignore").decode())  # half a surrogate pair is no text
+    def harmless(text, keep=()):
+        special = special_tokens(tokenizer, keep)
+        text = text.encode("utf-8", "ignore").decode()  # half a surrogate pair is no text
+        text = disarm(text, special)
         normal = normalizer.normalize_str(text) if normalizer else text
         # the tokenizer's own normalizer may make a token, of fullwidth letters for example
-        return disarm(normal) if special.search(normal) else text
+        return disarm(normal, special) if special.search(normal) else text
     messages = [{**m, "content": harmless(m["content"])} for m in messages]
     # Pitfall: the template writes the BOS token itself; the tokenizer must not add a second one.
-    text = render_chat(tokenizer, messages)
+    text = render_chat(tokenizer, messages, thinking)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if completion is None:
         return ids
-    text_ids = tokenizer(harmless(completion), add_special_tokens=False)["input_ids"]
+    text = harmless(completion, THOUGHT if own else ())
+    text_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids, text_ids + [tokenizer.eos_token_id]
 
 
-def render_chat(tokenizer, messages):
+def render_chat(tokenizer, messages, thinking=None):
     """The chat's text by the tokenizer's template, up to where the assistant writes.
 
     Choice: a template may know no system turn (Gemma), or want turns that alternate, the user's
     first. Then neighbours are joined, a system turn to the user's turn, and an answer that opens
     the chat gets an empty user turn before it. Raises UserError if that does not help.
     """
-    problem = ""
+    problem, switch = "", {"enable_thinking": thinking == "on"} if thinking else {}
+    if switch and "enable_thinking" not in tokenizer.chat_template:
+        raise UserError("--thinking: the model's chat template has no switch enable_thinking; "
+                        "leave the flag out")
 
     def render(turns):
         nonlocal problem
         try:
-            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True,
+                                                 **switch)
         except TemplateError as error:
             problem = first_line(error)
     text = render(messages)
@@ -198,16 +209,17 @@ def render_chat(tokenizer, messages):
     return text
 
 
-def special_tokens(tokenizer):
-    """A regular expression for the tokenizer's special tokens and those of its chat template."""
+def special_tokens(tokenizer, keep=()):
+    """A regular expression for the tokenizer's special tokens and those of its chat template, but
+    not for those in `keep`."""
     template = tokenizer.chat_template or ""
     made_for, special = getattr(tokenizer, "_special_in_text", (None, None))
-    if special is None or made_for != template:
+    if made_for != (template, keep):
         tokens = {t.content for t in tokenizer.added_tokens_decoder.values() if t.content.strip()
-                  and len(t.content) > 1 and (t.special or t.content in template)}
+                  and len(t.content) > 1 and (t.special or t.content in template)} - set(keep)
         longest_first = sorted(tokens, key=len, reverse=True)
         special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-        tokenizer._special_in_text = (template, special)
+        tokenizer._special_in_text = ((template, keep), special)
     return special
 
 
@@ -235,16 +247,18 @@ REMARKS = {
                 "are read as the judgments"}
 
 
-def complete(judge, tokenizer, chats, temperature, max_new_tokens, seeds, skip_long=False):
-    """One Completion per chat (messages), same order.
+def complete(judge, tokenizer, chats, temperature, max_new_tokens, seeds, skip_long=False,
+             thinking=None):
+    """One Completion per chat (messages), same order. thinking: see `encode_chat`.
 
     Raises UserError on a prompt that does not fit the model, unless `skip_long`.
     judge: a local model, or a served one (served.py), which has its own tokenizer.
     """
     if hasattr(judge, "complete"):
-        found = judge.complete(chats, temperature, max_new_tokens, seeds, skip_long)
+        asked = {"thinking": thinking} if thinking else {}
+        found = judge.complete(chats, temperature, max_new_tokens, seeds, skip_long, **asked)
     else:
-        prompts = [encode_chat(tokenizer, chat) for chat in chats]
+        prompts = [encode_chat(tokenizer, chat, thinking=thinking) for chat in chats]
         found = generate(judge, tokenizer, prompts, temperature, max_new_tokens, seeds,
                          skip_long=skip_long)
         for completion, ids in zip(found, prompts, strict=True):

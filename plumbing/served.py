@@ -177,7 +177,7 @@ class Served:
         # user's saved token to any host, and with HF_HUB_OFFLINE=1 refuses this machine too.
         self.client = type(get_session())(timeout=self.timeout, follow_redirects=True)
 
-    def complete(self, chats, temperature, max_new_tokens, seeds, skip_long=False):
+    def complete(self, chats, temperature, max_new_tokens, seeds, skip_long=False, thinking=None):
         """One Completion per chat (messages), same order; `concurrency` requests at once.
 
         Raises UserError if the server stays away, refuses, or gets a prompt that is too long for it
@@ -195,7 +195,7 @@ class Served:
                     return
                 try:
                     found = self.ask(chats[r], temperature, max_new_tokens, seeds[r], skip_long,
-                                     stop)
+                                     stop, thinking)
                 except Exception as error:  # raised again below, in the main thread
                     found = error
                 answers.put((r, found))
@@ -213,7 +213,7 @@ class Served:
             stop.set()
         return completions
 
-    def ask(self, messages, temperature, max_new_tokens, seed, skip_long, stop):
+    def ask(self, messages, temperature, max_new_tokens, seed, skip_long, stop, thinking=None):
         """One request, again after pauses while the server is away, busy or failing."""
         messages = [{**m, "content": SPECIAL.sub(r"\g<0> ", m["content"])} for m in messages]
         words = sum(len(m["content"].split()) for m in messages)
@@ -222,6 +222,8 @@ class Served:
             model=self.name, temperature=temperature, max_tokens=max_new_tokens,
             top_p=1.0,  # said, because vLLM would take it from the model's generation_config.json
             seed=int.from_bytes(digest[:4], "little") >> 1)
+        if thinking:
+            wanted["chat_template_kwargs"] = {"enable_thinking": thinking == "on"}
         attempt = 0
         while True:
             options = {self.instead.get(name, name): value for name, value in wanted.items()}

@@ -202,7 +202,7 @@ def test_cloud_averages_k_rewards(monkeypatch, toy_tokenizer, tmp_path):
     monkeypatch.setattr(generation, "load_model", lambda *args, **options: (None, toy_tokenizer))
     (tmp_path / "critic" / "model").mkdir(parents=True)
     args = argparse.Namespace(k=2, temperature=0.5, seed=0, template="compact", max_new_tokens=8,
-                              no_principles=False, use_reference=False)
+                              no_principles=False, use_reference=False, thinking=None)
     test = [item("A focused reply", "A rude reply", best=1), item("A kind reply", id="one")]
     rows = baselines.cloud(args, start_accelerator(), tmp_path, [], test)
     assert [s["scores"] for s in rows[0]["samples"]] == [[3, 1], [5, 9]]
@@ -295,7 +295,7 @@ def test_token_probabilities_are_those_of_the_judge(tiny, toy_tokenizer, tmp_pat
 
 
 def test_the_answers_place_where_a_tokenizer_joins_brace_and_digit(monkeypatch, byte_tokenizer):
-    def joined(tokenizer, messages, text):  # "{1" is one token, as byte-pair encodings may have it
+    def joined(tokenizer, messages, text, *_):  # "{1" is one token, as of byte-pair encodings
         tokens = text.replace("{1", "A").replace("{2", "B").replace("{3", "C")
         return [9], [ord(c) for c in tokens] + [0]
     with monkeypatch.context() as patch:

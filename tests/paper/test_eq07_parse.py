@@ -44,6 +44,20 @@ def test_only_the_last_box_counts_even_if_it_does_not_parse(last):
 
 
 @pytest.mark.parametrize("text, found", [
+    (r"<think>I say \boxed{9, 2}, wait.</think> \boxed{2, 9}", ([2, 9], "ok")),
+    (r"<think>hm</think>Scores: \boxed{2, 9}", ([2, 9], "ok")),
+    (r"<think>I say \boxed{9, 2}.</think> Hm.", (None, "no_box")),
+    (r"I say \boxed{9, 2}.</think> Hm.", (None, "no_box")),   # the prompt opened the thought
+    (r"<think>I say \boxed{9, 2}.", (None, "no_box")),        # it never came to an end
+    (r"<think>a</think>\boxed{2, 9}<think>\boxed{9, 2}", ([2, 9], "ok")),
+])
+def test_a_box_inside_a_thought_is_no_verdict(text, found):
+    assert parse_scores(text, 2) == found
+    if found[0]:
+        assert parse_judgment(text.replace("2, 9", "2"), 2, "best") == ([0, 1], "ok")
+
+
+@pytest.mark.parametrize("text, found", [
     (r"\boxed{-3, 99}", ([1, 10], "ok")), (r"\boxed{5, 7}", ([5, 7], "ok")),
     (r"\boxed{5}", (None, "wrong_count")), (r"\boxed{x, 5}", (None, "not_a_number")),
 ])

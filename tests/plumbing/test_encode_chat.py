@@ -5,13 +5,18 @@ test_hostile.py attacks the tokenizers of all families.
 import shutil
 
 import pytest
+from conftest import make_tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+import grm
+import spct_rft
 from grm import PreferenceExample, build_prompt
+from meta_rm import meta_ids
+from plumbing import generation
 from plumbing.generation import encode_chat, load_tokenizer
-from plumbing.runs import UserError
+from plumbing.runs import UserError, save_model
 
 
 def item(responses=("first answer", "second answer"), query="How ?", **fields):
@@ -127,3 +132,69 @@ def test_special_tokens_in_a_completion_stay_text(byte_tokenizer):
         assert prompt == encode_chat(tokenizer, user("h"))
         assert count_special(tokenizer, completion) == {tokenizer.eos_token_id: 1}
         assert completion[-1] == tokenizer.eos_token_id
+
+
+# ----- a judge that thinks aloud -----
+
+THINKS = (["<|endoftext|>", "<|im_end|>"], ["<think>", "</think>"],
+          "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '<|im_end|>' }}{% endfor %}"
+          "{% if enable_thinking is defined and not enable_thinking %}{{ '<think></think>' }}"
+          "{% elif enable_thinking is defined %}{{ 'think: ' }}{% endif %}",
+          dict(pad_token="<|endoftext|>", eos_token="<|im_end|>"), False)
+
+
+def test_a_judges_own_thoughts_stay_and_those_of_others_are_text(byte_tokenizer):
+    """Its tags were broken when its text was tokenised for RFT and for the meta RM; and what only
+    looks like its own, a turn's end, stays text there too."""
+    tokenizer = byte_tokenizer(THINKS)
+    tags = tokenizer.convert_tokens_to_ids(THINKS[1])
+
+    def found(ids):
+        return [i for i in ids if i in tags]
+    text = "<think>hm</think>Scores: \\boxed{1, 2}<|im_end|>"
+    prompt, judgment = meta_ids(tokenizer, item([text, "b"], text), text)
+    assert found(judgment) == tags and not found(prompt)
+    assert judgment.count(tokenizer.eos_token_id) == 1 and judgment[-1] == tokenizer.eos_token_id
+    chats = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    assert not found(sum(encode_chat(tokenizer, chats, text), []))  # of a data set
+
+
+def test_the_templates_thinking_is_switched_only_when_asked(byte_tokenizer):
+    tokenizer = byte_tokenizer(THINKS)
+    ends = {thinking: tokenizer.decode(encode_chat(tokenizer, user("h"), thinking=thinking))
+            for thinking in (None, "on", "off")}
+    assert ends == {None: "user: h<|im_end|>", "on": "user: h<|im_end|>think: ",
+                    "off": "user: h<|im_end|><think></think>"}
+    with pytest.raises(UserError, match="enable_thinking"):
+        encode_chat(byte_tokenizer("chatml"), user("h"), thinking="off")
+
+
+def test_thinking_reaches_every_prompt_of_a_judge(byte_tokenizer, cli, tmp_path, monkeypatch):
+    tokenizer = byte_tokenizer(THINKS)
+    model = make_tiny_model("llama", len(tokenizer), 1, 0, max_position_embeddings=2048)
+    model.generation_config.eos_token_id = [1, *range(20, 200, 3)]
+    save_model(tmp_path / "model", model, tokenizer)
+    off, prompts = encode_chat(tokenizer, user(""), thinking="off")[-3:], []
+    generate, loss = generation.generate, spct_rft.sft_loss
+
+    def sampled(model, tokenizer, chats, *args, **options):
+        prompts.extend(chats)
+        return generate(model, tokenizer, chats, *args, **options)
+
+    def trained(model, rows, *args):
+        prompts.extend(p for p, _ in rows)
+        return loss(model, rows, *args)
+    monkeypatch.setattr(generation, "generate", sampled)
+    monkeypatch.setattr(spct_rft, "sft_loss", trained)
+    monkeypatch.setattr(grm, "parse_judgment", lambda text, n, *_: (
+        [1 + (len(text) + i) % 2 for i in range(n)], "ok"))
+    common = ["--model", tmp_path / "model", "--limit", 4, "--max_new_tokens", 12]
+    for program, words in (("grm", ["--data", "toy"]), ("infer_scale", ["--k", 2]),
+                           ("spct_rft", ["--general_fraction", 0, "--epochs", 0.5,
+                                         "--batch_size", 2]),
+                           ("spct_rl", ["--steps", 1, "--prompts_per_step", 2])):
+        prompts.clear()
+        code, _, err = cli(program, *common, *words, "--thinking", "off", "--output",
+                           tmp_path / program)
+        assert code == 0, err
+        assert prompts and all(p[-3:] == off for p in prompts), program

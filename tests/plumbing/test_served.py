@@ -177,6 +177,15 @@ def test_requests_say_everything_that_changes_the_answer(fake):
     assert len(seeds) == len(server.requests) == 15 and all(0 <= s < 2**31 for s in seeds)
 
 
+def test_thinking_is_switched_only_when_asked(fake):
+    for thinking, said in ((None, None), ("off", {"enable_thinking": False}),
+                           ("on", {"enable_thinking": True})):
+        server = fake()
+        judge(server, k=1, count=2, thinking=thinking)
+        bodies = [body for _, body, *_ in server.requests]
+        assert [body.get("chat_template_kwargs") for body in bodies] == [said] * 2
+
+
 def test_seeds_and_orders_depend_on_seed_item_and_sample_only(fake):
     one, many, other = fake(), fake(), fake()
     assert judge(one, concurrency=1) == judge(many, concurrency=8, count=7)[:5]
