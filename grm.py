@@ -396,13 +396,16 @@ def sum_scores(sample_scores):
 
 # ----- the one call a user makes -----
 
-def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, **options):
+def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, mean=False,
+          **options):
     """Rewards of the responses to one prompt: the sum of k judgments per response (Eq. 14).
 
     Args:    prompt: text or messages.  responses: 1, 2 or many texts.
              temperature: default 0 (greedy) for k = 1 and 0.5 for k > 1, as in the paper.
+             mean: the sum divided by the number of judgments that parsed.
              options: of `sample_judgments` (template, max_new_tokens, ...).
-    Returns: n numbers (k..10k when all judgments parsed), or n NaN if none of the k parsed.
+    Returns: n numbers (k..10k when all judgments parsed; 1..10 as a mean), or n NaN if none of the
+             k parsed.
     """
     if not isinstance(responses, str):  # a lone text is an error, not a list of letters
         responses = list(responses)
@@ -411,7 +414,9 @@ def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, **
     temperature = (0.0 if k == 1 else 0.5) if temperature is None else temperature
     [judgments] = sample_judgments(model, tokenizer, [example], k, temperature, seed, clamp=True,
                                    **options)
-    return sum_scores([j.scores for j in judgments]) or [float("nan")] * len(responses)
+    valid = [j.scores for j in judgments if j.scores is not None]
+    votes = sum_scores(valid) or [float("nan")] * len(responses)
+    return [v / len(valid) for v in votes] if mean and valid else votes
 
 
 # ----- the program: judge and print -----

@@ -7,9 +7,11 @@ r"""A trained GRM as the reward of another model's RL: a `reward_funcs` for TRL'
 
 GRPO compares the completions of one prompt with each other, and so does a GRM: a group is judged as
 one list, k times, and each completion gets its mean score. The judge must be trained on lists as
-long as the group (a judge of pairs: 2).
+long as the group (a judge of pairs: 2). Every device must hold whole groups:
+per_device_train_batch_size x steps_per_generation is a multiple of num_generations.
 """
 import argparse
+import json
 import math
 
 import torch
@@ -20,24 +22,38 @@ from plumbing.runs import UserError, command_line
 from toy_world import world
 
 
-def grm_reward(judge, tokenizer, k=4, **options):
-    """reward(prompts, completions) -> mean points 1..10 per completion.
+def grm_reward(judge, tokenizer, group, k=4, **options):
+    """reward(prompts, completions) -> points 1..10 per completion, the mean of what parsed.
 
-    Completions that follow each other under the same prompt are one list.
+    group: completions per prompt (num_generations). So many of one prompt, wherever they stand in
+        the batch, are one list; the same prompt twice is two lists.
     options: of `sample_judgments`.
-    Choice: a list of which no judgment parses gets 0 for all of its members: equal rewards, so that
-    it teaches nothing.
+    Choice: a list of which no judgment parses gets None, which TRL leaves out of means and updates.
+    Choice: TRL calls this on every device with that device's completions. Where these are not whole
+    groups, each is judged alone, so that a group has one scale, and that is said once.
     """
+    told = []
+
     def reward(prompts, completions, **columns):
         texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
-        points, start = [], 0
-        while start < len(texts):
-            end = start + 1
-            while end < len(texts) and prompts[end] == prompts[start]:
-                end += 1
-            votes = score(judge, tokenizer, prompts[start], texts[start:end], k=k, **options)
-            points += [0.0 if math.isnan(v) else v / k for v in votes]
-            start = end
+        places, size = {}, group
+        for i, prompt in enumerate(prompts):
+            places.setdefault(json.dumps(prompt, sort_keys=True, default=str), []).append(i)
+        if any(len(same) % group for same in places.values()):
+            size = 1
+            if not told:
+                told.append(print(
+                    f"the reward got {len(texts)} completions of {len(places)} prompts, which are "
+                    f"no whole groups of {group}: each is judged alone; make "
+                    "per_device_train_batch_size x steps_per_generation a multiple of the group"))
+        points = [None] * len(texts)
+        for same in places.values():
+            for start in range(0, len(same), size):
+                listed = same[start:start + size]
+                means = score(judge, tokenizer, prompts[listed[0]], [texts[i] for i in listed], k=k,
+                              mean=True, **options)
+                for i, value in zip(listed, means, strict=True):
+                    points[i] = None if math.isnan(value) else value
         return points
     return reward
 
@@ -65,7 +81,7 @@ def main():
                         num_generations=args.group, learning_rate=1e-5, max_completion_length=24,
                         bf16=gpu, use_cpu=not gpu, logging_steps=1, report_to="none")
     policy, tokenizer = load_model(args.policy, dtype=torch.float32)
-    reward = grm_reward(*load_model(args.judge), template=args.template)
+    reward = grm_reward(*load_model(args.judge), args.group, template=args.template)
     trainer = GRPOTrainer(policy, reward, args=config, train_dataset=Dataset.from_list(prompts),
                           processing_class=tokenizer)
     trainer.train()

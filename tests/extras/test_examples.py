@@ -1,4 +1,5 @@
 """A GRM as a best-of-N selector and as the reward of TRL's GRPOTrainer, with tiny models."""
+import re
 import sys
 
 import pytest
@@ -42,22 +43,53 @@ def test_without_trl_the_way_to_it_is_named(monkeypatch, cli):
     assert 'trl is missing or too old: pip install "trl>=1.16,<2"' in said
 
 
-def test_reward_judges_each_group_as_one_list(monkeypatch):
+@pytest.fixture
+def lists(monkeypatch):
+    """The lists that the reward has judged; a completion's text is its points, "?" is unparsed."""
     seen = []
 
-    def played(model, tokenizer, prompt, responses, k, **options):
-        seen.append((prompt, responses))
-        if prompt == "b":
-            return [float("nan")] * len(responses)
-        return [k * (i + 1.5) for i in range(len(responses))]
-    monkeypatch.setattr(trl_reward, "score", played)
-    reward = trl_reward.grm_reward(None, None, k=4)
-    points = reward(prompts=["a", "a", "b", "b"], completions=["1", "2", "3", "4"], extra=[0] * 4)
-    assert points == [1.5, 2.5, 0.0, 0.0] and seen == [("a", ["1", "2"]), ("b", ["3", "4"])]
-    chats = [[{"role": "assistant", "content": text}] for text in ("1", "2")]
-    query = [{"role": "user", "content": "a"}]
-    assert reward(prompts=[query] * 2, completions=chats) == [1.5, 2.5]
-    assert seen[-1] == (query, ["1", "2"])
+    def played(judge, tokenizer, chats, *rest, **options):
+        found = []
+        for [message] in chats:
+            shown = re.findall(r"Response \d+\]\n(.*?)\n\[The End", message["content"])
+            if shown not in seen[-1:]:
+                seen.append(shown)
+            found.append(generation.Completion([], [], True, text=f"\\boxed{{{', '.join(shown)}}}"))
+        return found
+    monkeypatch.setattr(grm, "complete", played)
+    return seen
+
+
+QUERY = [{"role": "user", "content": "a"}]
+
+
+@pytest.mark.parametrize("prompts, completions, lists_of", [
+    ("aabb", "1234", ["12", "34"]),
+    ("aaaa", "1234", ["12", "34"]),        # the same prompt twice in a batch
+    ("abab", "1234", ["13", "24"]),        # interleaved
+    ("aabbb", "12345", [*"12345"]),        # a group that is split over two devices
+    ("abb", "123", [*"123"]),
+    ("aabb", "12?4", ["12", "?4"]),        # a list that does not parse
+    ([QUERY, QUERY], [[{"role": "assistant", "content": text}] for text in "12"], ["12"])])
+def test_reward_lists_are_groups_wherever_they_stand(prompts, completions, lists_of, lists, capsys):
+    reward = trl_reward.grm_reward(None, None, group=2, k=3, orders="original")
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    lost = next((group for group in lists_of if "?" in group), "")
+    for _ in range(2):
+        lists.clear()
+        points = reward(prompts=list(prompts), completions=list(completions), extra=[0] * 4)
+        assert points == [None if text in lost else float(text) for text in texts]
+        assert lists == [list(group) for group in lists_of]
+    assert capsys.readouterr().out.count("no whole groups of 2") == (len(lists_of[0]) == 1)
+
+
+def test_reward_is_the_mean_of_the_judgments_that_parse(monkeypatch):
+    def played(judge, tokenizer, chats, *rest, **options):
+        texts = [r"\boxed{8, 4}", "lost", r"\boxed{8}", "cut"]
+        return [generation.Completion([], [], text != "cut", text=text) for text in texts]
+    monkeypatch.setattr(grm, "complete", played)
+    reward = trl_reward.grm_reward(None, None, 2, k=4, orders="original")
+    assert reward(prompts=["a", "a"], completions=["x", "y"]) == [8.0, 4.0]
 
 
 def test_trl_trains_a_policy_on_the_reward_of_a_real_judge(tiny, tmp_path, monkeypatch, cli):
