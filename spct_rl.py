@@ -64,6 +64,7 @@ from plumbing.runs import (
     sum_over_processes,
 )
 
+TOKENS_ON_A_GPU = 8192  # of a micro-batch, if --micro_batch_size is not given
 CLIP_EPS = 0.2  # Choice: GRPO's usual clip range. With one update per step it never binds.
 
 
@@ -210,8 +211,9 @@ def read_arguments():
                         help="updates on one batch of rollouts (GRPO: 1)")
     # optimisation
     parser.add_argument("--lr", type=float, default=3e-4, help="peak learning rate (paper: 4e-7)")
-    parser.add_argument("--micro_batch_size", type=int, default=32,
-                        help="judgments per forward pass on one process")
+    parser.add_argument("--micro_batch_size", type=int,
+                        help="judgments per forward pass on one process (default: 32 on a CPU; on "
+                        "a GPU as many groups as have 8,192 tokens)")
     parser.add_argument("--gradient_checkpointing", action="store_true",
                         help="less memory, slower; prompts not shared")
     add_run_flags(parser, save_every=10)
@@ -219,7 +221,7 @@ def read_arguments():
     args = read_flags(parser)
     if args.temperature <= 0:
         raise UserError("--temperature must be above 0: RL explores by sampling")
-    if args.micro_batch_size % args.G:
+    if args.micro_batch_size and args.micro_batch_size % args.G:
         raise UserError(f"--micro_batch_size {args.micro_batch_size} does not divide by --G "
                         f"{args.G}: a group stays together")
     if args.model == parser.get_default("model") and not Path(args.model).exists():
@@ -250,6 +252,7 @@ def main():
     examples = drop_long(examples, args, accelerator, model, tokenizer)
     reference = CompletionLogits(reference.requires_grad_(False), tokenizer.pad_token_id)
     policy = CompletionLogits(model, tokenizer.pad_token_id)
+    pack = policy.pack
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm at most 1.0.
@@ -289,15 +292,15 @@ def main():
         advantages = group_advantages(rewards, std=not args.no_std)                  # (Q, G)
 
         # 5. micro-batches: whole groups of like length, made once for all updates
-        parts = make_parts(groups, advantages, args, accelerator.device)
+        parts = make_parts(groups, advantages, args, pack, accelerator.device)
         for part in parts:  # the reference never changes: once per rollout
             with torch.no_grad(), accelerator.autocast():
-                part["logp_ref"], _, mask = reference(part["prompts"], part["completions"],
-                                                      logp_and_entropy)              # (B, T)
+                part["logp_ref"], _, mask = reference(part["batch"], logp_and_entropy)  # (B, T)
             part["mask"] = mask & part["counted"][:, None]                           # (B, T)
-        # "token" weighs all tokens of the update alike, on all processes
-        tokens = accelerator.reduce(sum(part["mask"].sum() for part in parts)).clamp(min=1)
-        length = tokens / rollouts if args.length_norm == "token" else args.max_new_tokens
+        length = args.max_new_tokens
+        if args.length_norm == "token":  # all tokens of the update weigh alike, on all processes
+            tokens = accelerator.reduce(sum(part["mask"].sum() for part in parts))
+            length = tokens.clamp(min=1) / rollouts
 
         # 6. one update (or a few): the loss is the mean of -J over all rollouts
         totals = defaultdict(float)
@@ -306,8 +309,7 @@ def main():
             total = 0.0
             for [part], sync in run.parts(policy, parts, 1):
                 with sync:
-                    logp, entropy, _ = policy(part["prompts"], part["completions"],
-                                              logp_and_entropy)                      # (B, T)
+                    logp, entropy, _ = policy(part["batch"], logp_and_entropy)       # (B, T)
                     losses, stats = grpo_loss(
                         logp, part["logp_old"], part["logp_ref"], part["advantages"],
                         part["mask"], args.beta, CLIP_EPS, args.kl, args.length_norm, length)
@@ -409,22 +411,35 @@ def drop_long(examples, args, accelerator, model, tokenizer):
     return [e for e in examples if e.id not in dropped]
 
 
-def make_parts(groups, advantages, args, device):
+def make_parts(groups, advantages, args, pack, device):
     """Micro-batches of whole groups, sorted by length so that little is padding: a list of dicts.
 
-    Each holds B = groups x G judgments: prompts, completions, logp_old (B, T) as the sampler
-    recorded it (so there is no second forward pass), advantages (B,), counted (B,) bool.
+    Each holds B = groups x G judgments: batch (their tokens, by CompletionLogits.pack), logp_old
+    (B, T) as the sampler recorded it (so there is no second forward pass), advantages (B,), counted
+    (B,) bool. Everything the update needs is on the device before it begins.
     """
-    width = [len(g[0].prompt_ids) + max(len(j.completion_ids) for j in g) for g in groups]
-    order = sorted(range(len(groups)), key=width.__getitem__)
-    per_part, parts = args.micro_batch_size // args.G, []
-    for chosen in (order[i:i + per_part] for i in range(0, len(order), per_part)):
+    prompt = [len(group[0].prompt_ids) for group in groups]                      # tokens
+    longest = [max(len(j.completion_ids) for j in group) for group in groups]    # tokens
+    order = sorted(range(len(groups)), key=lambda q: prompt[q] + longest[q])
+    size = args.micro_batch_size or (32 if device.type == "cpu" else None)
+
+    def too_large(chosen):
+        if size:
+            return len(chosen) > size // args.G
+        tokens = max(prompt[q] for q in chosen) + args.G * max(longest[q] for q in chosen)
+        return len(chosen) * tokens > TOKENS_ON_A_GPU
+    chosen_ones, parts = [[]], []
+    for q in order:
+        if chosen_ones[-1] and too_large([*chosen_ones[-1], q]):
+            chosen_ones.append([])
+        chosen_ones[-1].append(q)
+    for chosen in chosen_ones:
         judgments = [j for q in chosen for j in groups[q]]
         logp_old = pad_sequence([torch.tensor(j.logp) for j in judgments], batch_first=True)
         counted = torch.tensor([j.reason != "truncated" or not args.mask_truncated
                                 for j in judgments])
-        parts.append({"prompts": [groups[q][0].prompt_ids for q in chosen],
-                      "completions": [j.completion_ids for j in judgments],
+        parts.append({"batch": pack([groups[q][0].prompt_ids for q in chosen],
+                                    [j.completion_ids for j in judgments]),
                       "logp_old": logp_old.to(device), "counted": counted.to(device),
                       "advantages": advantages[chosen].flatten().to(device)})
     return parts

@@ -339,8 +339,9 @@ def token_probabilities(model, tokenizer, places, batch_size=64):
     result = [None] * len(places)
     for start in range(0, len(order), batch_size):
         part = order[start:start + batch_size]
-        _, _, out, _ = generation.prefill(model, model, [places[r][0] for r in part],
-                                          tokenizer.pad_token_id, logits_to_keep=1)
+        prompts = generation.pack_prompts([places[r][0] for r in part], tokenizer.pad_token_id,
+                                          model.device)
+        _, _, out = generation.prefill(model, model, prompts, logits_to_keep=1)
         for r, z in zip(part, out.logits[:, -1].float(), strict=True):                   # z (V,)
             result[r] = z[places[r][1]].softmax(-1).tolist()
     return result

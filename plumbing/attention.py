@@ -1,4 +1,4 @@
-"""One softmax over keys and values that many rows share; generation.py generates with it.
+"""One softmax over keys and values that many rows share; decoding.py uses it on a CPU.
 
 The k judgments of an item share their prompt, and all items share the preamble, so while tokens
 are drawn
@@ -83,10 +83,9 @@ class SharedPrompts:
                          for pair in layers] if shared else None
         self.prompts = [[x[:, :, shared:] for x in pair] for pair in layers]     # (U, H, R, D) each
         rest = self.prompts[0][0].shape[2]
-        places = torch.arange(rest, device=lengths.device)
-        self.places = lengths[:, None] - rest + places                           # (U, R)
+        places = lengths[:, None] - rest + torch.arange(rest, device=lengths.device)
         # others are padding, or tokens that the preamble holds
-        self.real = self.places >= shared                                        # (U, R)
+        self.real = places >= shared                                             # (U, R)
 
     def arrange(self, source):
         """Note which prompt each row continues; prompts without rows are dropped.
@@ -104,7 +103,7 @@ class SharedPrompts:
         place[owners] = torch.arange(len(owners), device=counts.device)
         self.source, counts = place[source], counts[owners]                      # (b,), (U',)
         self.prompts = [[x[owners] for x in pair] for pair in self.prompts]
-        self.places, self.real = self.places[owners], self.real[owners]
+        self.real = self.real[owners]
         rows, starts = self.source.argsort(stable=True), counts.cumsum(0) - counts
         sizes = 2 ** counts.float().log2().ceil().long()                                  # (U',)
         self.blocks, self.back, first, slots = [], torch.empty_like(source), 0, 0
@@ -119,31 +118,9 @@ class SharedPrompts:
             self.back[block[new]] = slots + slot[new]
             first, slots = end, slots + block.numel()
 
-    def at(self, positions):
-        """positions: (b,) of the tokens about to be computed."""
-        self.positions, self.masks = positions[:, None], {}
-        return self
 
-    def mask(self, part, window, length):
-        """Which keys of a part each row sees: (b, length) bool, or None for all.
-
-        Made once per token, not per layer.
-        """
-        if (part, window) not in self.masks:
-            seen, places = None, torch.arange(length, device=self.positions.device)
-            if part == "prompts":
-                seen, places = self.real[self.source], self.places[self.source]
-            elif part == "own":
-                places = places + self.positions + 1 - length
-            if window:
-                near = places > self.positions - window                          # (b, length)
-                seen = near if seen is None else seen & near
-            self.masks[part, window] = None if seen is None or bool(seen.all()) else seen
-        return self.masks[part, window]
-
-
-def attend(query, keys, values, mask, softcap):
-    """query: (S, g, H, n, D), g rows that share the keys (S, H, W, D); mask: (S, g, W) or None.
+def attend(query, keys, values, mask=None):
+    """query: (S, g, H, n, D), g rows that share the keys (S, H, W, D); mask: (S, W) or None.
 
     Returns sum of exp(score - top) * value (S*g, H*n, D), top and sum of exp(score - top), both
     (S*g, H*n, 1).
@@ -151,21 +128,15 @@ def attend(query, keys, values, mask, softcap):
     S, g, H, n, D = query.shape
     query = query.transpose(1, 2).reshape(S, H, g * n, D)
     scores = (query @ keys.transpose(2, 3)).float()                              # (S, H, g*n, W)
-    if softcap:
-        scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
-        # Pitfall: not -inf. Where a sliding window hides all of a part that would be NaN; so the
-        # join weighs it with 0.
-        hidden = ~mask[:, None, :, None]
-        scores.view(S, H, g, n, -1).masked_fill_(hidden, torch.finfo(torch.float32).min)
+        scores.masked_fill_(~mask[:, None, None], torch.finfo(torch.float32).min)
     top = scores.amax(-1, keepdim=True)                                         # (S, H, g*n, 1)
     weights = scores.sub_(top).exp_()
     results = (weights.to(values.dtype) @ values).float(), top, weights.sum(-1, keepdim=True)
     return [x.view(S, H, g, n, -1).transpose(1, 2).reshape(S * g, H * n, -1) for x in results]
 
 
-def attention_over_parts(module, query, key, value, attention_mask, scaling, sliding_window=None,
-                         softcap=None, shared=None, **kwargs):
+def attention_over_parts(module, query, key, value, attention_mask, scaling, shared=None, **kwargs):
     """Attention of one new token per row to preamble, prompt and its own completion.
 
     It stands in for the library's. query: (b, heads, 1, D).  key, value: (b, H, t, D) of the
@@ -173,21 +144,15 @@ def attention_over_parts(module, query, key, value, attention_mask, scaling, sli
     shared: SharedPrompts.  The parts are joined at their common maximum: exactly one softmax.
     """
     b, heads, _, D = query.shape
-    H, window = key.shape[1], sliding_window
+    H = key.shape[1]
     query = (query * scaling).view(b, H, heads // H, D)
-    mask = shared.mask("own", window, key.shape[2])
-    parts = [attend(query[:, None], key, value, None if mask is None else mask[:, None], softcap)]
+    parts = [attend(query[:, None], key, value)]
     keys, values = shared.prompts[module.layer_idx]
-    mask = shared.mask("prompts", window, keys.shape[2])
-    blocks = [attend(query[rows], keys[first:end], values[first:end],
-                     None if mask is None else mask[rows], softcap)
+    blocks = [attend(query[rows], keys[first:end], values[first:end], shared.real[first:end])
               for first, end, rows in shared.blocks]
     parts.append([torch.cat(x)[shared.back] for x in zip(*blocks, strict=True)])
     if shared.preamble:
-        keys, values = shared.preamble[module.layer_idx]
-        mask = shared.mask("preamble", window, keys.shape[2])
-        mask = None if mask is None else mask[None]
-        parts.append(attend(query[None], keys, values, mask, softcap))
+        parts.append(attend(query[None], *shared.preamble[module.layer_idx]))
     top = torch.stack([top for _, top, _ in parts]).amax(0)                    # (b, heads, 1)
     scales = [(part_top - top).exp() for _, part_top, _ in parts]
     out = sum(x * scale for (x, _, _), scale in zip(parts, scales, strict=True))
@@ -196,20 +161,6 @@ def attention_over_parts(module, query, key, value, attention_mask, scaling, sli
 
 
 AttentionInterface.register("parts", attention_over_parts)
-# Architectures whose attention the function above covers (tested); others get copies of the prompt.
-SHARES_PROMPTS = {"llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gpt2"}
-told = set()  # architectures for which the printed line was printed
-
-
-def shares_prompts(model):
-    """Whether prompts are attended to in parts; says so once if the model is not covered."""
-    kind = model.config.model_type
-    if kind not in SHARES_PROMPTS and kind not in told:
-        told.add(kind)
-        print(f"{kind}: every sample gets its own copy of its prompt's keys and values (more "
-              "memory, slower)")
-    return kind in SHARES_PROMPTS
-
 
 @contextmanager
 def attention_of(model, name):

@@ -2,7 +2,8 @@
 
 Parallel sampling is what the paper scales, and judgments share most of their input, so:
   - every distinct prefix is computed once: the preamble of all prompts, then each distinct prompt;
-  - its keys and values are held once and read once per token, for all samples (attention.py);
+  - on a CPU their keys and values are read once per token for all samples, on a GPU a token is one
+    recorded sequence of kernels (decoding.py);
   - finished rows leave the batch; prompts are sorted by length; the vocabulary projection runs on
     the last token only;
   - each row draws its own random numbers, so a judgment depends on its seed and prompt, not on its
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from plumbing.attention import SharedPrompts, attention_of, buffer_cache, shares_prompts
+from plumbing.decoding import ROWS, kind_of_rows, plain_attention
 from plumbing.runs import UserError, default_device, in_bf16, read_json
 
 transformers_logging.set_verbosity_error()
@@ -305,35 +306,71 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
     # Pitfalls: dropout would make the ratio of GRPO differ from 1, and gradient checkpointing drops
     # the cache; both are in force in training mode only.
     model.eval()
-    token_budget = token_budget or int(os.environ.get("SPCT_TOKEN_BUDGET", 0)) or (
-        400_000 if next(model.parameters()).is_cuda else 64_000)
     fitting = set(range(len(prompts))) - set(long)
     order = sorted(fitting, key=lambda r: (len(prompts[r]), prompts[r]))
     rows, done = [Completion([], [], False, "too_long") for _ in prompts], 0
+    kind = kind_of_rows(model) if order else None
+    budget = token_budget or int(os.environ.get("SPCT_TOKEN_BUDGET", 0)) or tokens_that_fit(model)
+
+    def fill(batch):
+        try:
+            found = generate_batch(model, tokenizer, [prompts[r] for r in batch], temperature,
+                                   max_new_tokens, [seeds[r] for r in batch], kind)
+        except torch.OutOfMemoryError:
+            if len(batch) == 1:
+                raise UserError("one judgment alone does not fit the GPU's memory; use a smaller "
+                                "--model, or lower --max_new_tokens") from None
+            found = None  # outside of `except`, which keeps the tensors of the failed try alive
+        if found is None:
+            half = len(batch) // 2
+            fill(batch[:half])
+            fill(batch[half:])
+        else:
+            for r, row in zip(batch, found, strict=True):
+                rows[r] = row
     try:
-        sharing = bool(order) and shares_prompts(model)
         with tqdm(total=len(order), desc="judgments", unit="", disable=not progress) as bar:
             while done < len(order):
                 batch, copies = [], 0
                 while done < len(order):
                     prompt = prompts[order[done]]  # the longest of the batch so far
-                    copies += not (sharing and batch and prompt == prompts[batch[-1]])
+                    copies += not (kind == "parts" and batch and prompt == prompts[batch[-1]])
                     needed = copies * len(prompt) + (len(batch) + 1) * max_new_tokens
-                    if batch and needed > token_budget:
+                    if batch and needed > budget:
                         break
                     batch.append(order[done])
                     done += 1
-                found = generate_batch(model, tokenizer, [prompts[r] for r in batch], temperature,
-                                       max_new_tokens, [seeds[r] for r in batch], sharing)
-                for r, row in zip(batch, found, strict=True):
-                    rows[r] = row
+                fill(batch)
                 bar.update(len(batch))
     finally:
         model.train(was_training)
     return rows
 
 
-def prefill(model, forward, prompts, pad_id, **options):
+def tokens_that_fit(model):
+    """Tokens of keys and values to hold at once: half of a GPU's free memory; on a CPU 64,000."""
+    if not next(model.parameters()).is_cuda:
+        return 64_000
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize  # bytes of a token
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return int((torch.cuda.mem_get_info()[0] + unused) / 2 / size)
+
+
+def pack_prompts(prompts, pad_id, device):
+    """U token lists as tensors: {"prefix": (1, S) ids that all share, or None; "rest": (U, W - S)
+    ids behind them, padded on the left; "lengths": (U,) tokens, of the longest W}."""
+    shortest, shared = min(map(len, prompts)), 0
+    while len(prompts) > 1 and shared < shortest - 1 and len({p[shared] for p in prompts}) == 1:
+        shared += 1
+    return {"prefix": torch.tensor([prompts[0][:shared]], device=device) if shared else None,
+            "rest": left_pad(prompts, pad_id, device)[0][:, shared:],
+            "lengths": torch.tensor([len(p) for p in prompts], device=device)}
+
+
+def prefill(model, forward, prompts, **options):
     """Keys and values of U prompts, and what `forward` (the model, or its backbone) gives for their
     last tokens. The prefix that all share is computed once.
 
@@ -341,28 +378,36 @@ def prefill(model, forward, prompts, pad_id, **options):
     Pitfall: a sliding window counts places in the cache, so padding may stand on the left only.
     The last tokens of the prefix are computed again where a prompt is shorter than the longest, in
     places that would hold padding anyway.
-    Returns cache, attention mask (U, W), output of `forward` for the rest, length of the prefix.
+    prompts: of pack_prompts.  Returns cache, mask (U, W) bool, and the output for the rest.
     """
-    device = next(model.parameters()).device
-    shortest = min(map(len, prompts))
-    shared = 0
-    while len(prompts) > 1 and shared < shortest - 1 and len({p[shared] for p in prompts}) == 1:
-        shared += 1
-    width = max(map(len, prompts))
-    ids, mask = left_pad(prompts, pad_id, device)                                # (U, W)
-    cache = DynamicCache()
+    prefix, rest, lengths = prompts["prefix"], prompts["rest"], prompts["lengths"]
+    shared = 0 if prefix is None else prefix.shape[1]
+    width = shared + rest.shape[1]
+    places = torch.arange(width, device=lengths.device) - (width - lengths[:, None])  # (U, W)
+    cache, mask = DynamicCache(), places >= 0
     if shared:
-        prefix = torch.tensor([prompts[0][:shared]], device=device)              # (1, shared)
         backbone(model)(input_ids=prefix, cache=cache, use_cache=True)
-        places = torch.arange(shared, device=device) - (width - mask.sum(1, keepdim=True))
-        places = places.clamp(min=0)                                             # (U, shared)
+        chosen = places[:, :shared].clamp(min=0)                                 # (U, shared)
         for layer in cache.layers:
             layer.keys, layer.values = (
-                x[0][:, places].transpose(0, 1) for x in (layer.keys, layer.values))
-    positions = (mask.cumsum(1) - 1).clamp(min=0)[:, shared:]                    # (U, R)
-    out = forward(input_ids=ids[:, shared:], attention_mask=mask, position_ids=positions,
-                  cache=cache, use_cache=True, **options)
-    return cache, mask, out, shared
+                x[0][:, chosen].transpose(0, 1) for x in (layer.keys, layer.values))
+    out = forward(input_ids=rest, position_ids=places[:, shared:].clamp(min=0), cache=cache,
+                  attention_mask=seen_by(model, mask, rest.shape[1]), use_cache=True, **options)
+    return cache, mask, out
+
+
+def seen_by(model, mask, last):
+    """The attention mask of the last tokens of rows whose real tokens are mask (B, L) bool.
+
+    Where the library needs no more than who sees what, (B, 1, last, L), it is made here. Pitfall:
+    of a mask (B, L) the library asks at each pass whether it hides anything, and a GPU has to
+    finish all its work for the answer.
+    """
+    if not plain_attention(model):
+        return mask.long()
+    L = mask.shape[1]
+    causal = torch.ones(last, L, dtype=torch.bool, device=mask.device).tril(L - last)
+    return (causal & mask[:, None, :])[:, None]
 
 
 def backbone(model):
@@ -370,50 +415,40 @@ def backbone(model):
     return getattr(model, model.base_model_prefix)
 
 
-def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds, sharing):
+def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds, kind):
+    """kind: how the rows keep their keys and values, see decoding.py."""
     device = next(model.parameters()).device
     distinct = sorted({tuple(p) for p in prompts}, key=lambda p: (len(p), p))
     index = {p: i for i, p in enumerate(distinct)}
-    cache, mask, out, shared = prefill(model, model, [list(p) for p in distinct],
-                                       tokenizer.pad_token_id or 0, logits_to_keep=1)
+    packed = pack_prompts([list(p) for p in distinct], tokenizer.pad_token_id or 0, device)
+    cache, mask, out = prefill(model, model, packed, logits_to_keep=1)
     source = torch.tensor([index[tuple(p)] for p in prompts], device=device)     # (B,) -> distinct
-    alive = torch.arange(len(prompts), device=device)        # (b,) rows still in the batch
-    parts, kind = None, model.config._attn_implementation
-    if sharing:
-        parts, kind = SharedPrompts(cache, shared, mask.sum(1)), "parts"
-        parts.arrange(source)
-    cache = buffer_cache(cache, source, max_new_tokens, 0 if parts else None)
-    mask, logits = mask[source], out.logits[:, -1].float()[source]               # (B, W), (B, V)
+    logits = out.logits[:, -1].float()[source]                                   # (B, V)
+    rows = ROWS[kind](model, cache, mask, source, max_new_tokens, packed)
+    del cache, out
     ends = torch.tensor(end_token_ids(model, tokenizer), device=device)
     draws = np.stack([uniforms(s, max_new_tokens) for s in seeds])
     draws = torch.from_numpy(draws).to(device)                                   # (B, T)
-    length = mask.sum(1)                                                         # (B,) tokens
-    width = mask.shape[1]
-    mask = torch.cat([mask, mask.new_ones(len(prompts), max_new_tokens)], dim=1)  # (B, W + T)
+    alive = torch.arange(len(prompts), device=device)        # (b,) rows still in the batch
     ids = torch.full((len(prompts), max_new_tokens), -1, device=device)          # (B, T)
     logps = torch.zeros(len(prompts), max_new_tokens, device=device)             # (B, T) nats
     finished = torch.zeros(len(prompts), dtype=torch.bool, device=device)
     for t in range(max_new_tokens):
         token, logp = choose(logits, temperature, draws[alive, t])               # (b,) each
         ids[alive, t], logps[alive, t] = token, logp
-        finished[alive[torch.isin(token, ends)]] = True
-        ended = finished[alive]                                                  # (b,)
-        if t + 1 == max_new_tokens or bool(ended.all()):
+        finished[alive] |= (token[:, None] == ends).any(1)
+        if t + 1 == max_new_tokens:
             break
-        if ended.float().mean() > 0.2:  # a copy of the cache costs a few steps: leave in groups
-            keep = (~ended).nonzero()[:, 0]
-            if parts:
-                parts.arrange(parts.source[keep])
-            for layer in cache.layers:
-                layer.select(keep)
-            alive, token = alive[keep], token[keep]
-        positions = length[alive] + t                                            # (b,)
-        seen = ({"shared": parts.at(positions)} if parts else
-                {"attention_mask": mask[alive, :width + t + 1]})
-        with attention_of(model, kind):
-            out = model(input_ids=token[:, None], position_ids=positions[:, None], cache=cache,
-                        use_cache=True, logits_to_keep=1, **seen)
-        logits = out.logits[:, -1].float()                                       # (b, V)
+        if (t + 1) % rows.look == 0:
+            ended = finished[alive]                                              # (b,)
+            count = int(ended.sum())
+            if count == len(alive):
+                break
+            if rows.worth_leaving(count, max_new_tokens - t - 1):
+                keep = (~ended).nonzero()[:, 0]
+                rows.keep(keep)
+                alive, token = alive[keep], token[keep]
+        logits = rows.step(token)                                                # (b, V)
     if torch.isnan(logps).any():
         raise UserError("the judge's probabilities are not numbers (NaN): its weights are broken "
                         "or overflow in this precision")
@@ -431,7 +466,7 @@ def choose(logits, temperature, draws):
         return token, logits.log_softmax(-1).gather(1, token[:, None])[:, 0]
     chosen, last = [], logits.shape[-1] - 1
     # Bounds the copies of a large vocabulary; on a CPU they should also fit its caches.
-    size = 64 if logits.is_cuda else max(1, 2**20 // logits.shape[-1])
+    size = max(1, 2**(24 if logits.is_cuda else 20) // logits.shape[-1])
     for part, u in zip(logits.split(size), draws.split(size), strict=True):
         logp = (part / temperature).log_softmax(-1)                              # (size, V)
         cumulative = logp.exp().double().cumsum(-1)                              # inverse CDF
@@ -452,6 +487,8 @@ class CompletionLogits(torch.nn.Module):
     Pitfall: everything is inside one forward(), so that DDP sees it and averages the gradients.
     Pitfall: gradient checkpointing drops the cache in train mode; then each completion carries its
     own prompt.
+    Pitfall: nothing in here may need a number from the GPU, or Python waits for it at every
+    micro-batch; so tensors are made by `pack` before, all sizes from lists.
     """
     def __init__(self, model, pad_id, chunk=2048):
         super().__init__()
@@ -463,44 +500,56 @@ class CompletionLogits(torch.nn.Module):
                 if isinstance(getattr(module, name), float):
                     setattr(module, name, 0.0)
 
-    def forward(self, prompts, completions, function):
+    def pack(self, prompts, completions):
+        """The tensors that forward() takes, of Q prompts and Q*G completions, group after group.
+
+        prompts, completions: token lists.  "places": (N,) where the N tokens stand in (B, T).
+        """
+        device, group = next(self.model.parameters()).device, len(completions) // len(prompts)
+        checkpointing = getattr(self.model, "is_activation_checkpointing", False)
+        T = max(map(len, completions))
+        batch = {"completions": right_pad(completions, self.pad_id, device),     # (B, T) each
+                 "places": torch.tensor([r * T + t for r, c in enumerate(completions)
+                                         for t in range(len(c))], device=device)}
+        if checkpointing:
+            rows = [prompts[r // group] + c for r, c in enumerate(completions)]
+            return batch | {"rows": right_pad(rows, self.pad_id, device),        # (B, P + T) each
+                            "starts": torch.tensor([len(row) - len(c) for row, c in
+                                                    zip(rows, completions)], device=device)}
+        return batch | {"prompts": pack_prompts(prompts, self.pad_id, device),
+                        "source": torch.arange(len(prompts), device=device)
+                        .repeat_interleave(group, output_size=len(completions))}
+
+    def forward(self, batch, function):
         """function(logits (N, V) fp32, ids (N,)) -> tuple of (N,), applied to N tokens at a time.
 
-        prompts: Q token lists.  completions: Q*G token lists, group after group.
-        Returns: a tuple of (B, T), 0 on padding, and the mask (B, T) bool.
+        batch: of pack(). Returns a tuple of (B, T), 0 on padding, and the mask (B, T) bool.
         """
-        device = next(self.model.parameters()).device
-        group = len(completions) // len(prompts)
-        if getattr(self.model, "is_activation_checkpointing", False) and self.model.training:
-            prompts = [p for p in prompts for _ in range(group)]
-            hidden = self.whole_rows(prompts, completions, device)               # (B, T, D)
-        else:
-            source = [q for q in range(len(prompts)) for _ in range(group)]
-            hidden = completion_states(self.model, prompts, completions, source, self.pad_id)
-        target, mask = right_pad(completions, self.pad_id, device)               # (B, T) each
-        flat, ids = hidden[mask], target[mask]                                   # (N, D), (N,)
+        (target, mask), places = batch["completions"], batch["places"]
+        states = whole_states if "rows" in batch else completion_states
+        hidden = states(self.model, batch).flatten(0, 1)[places]                 # (N, D)
+        ids = target.flatten()[places]                                           # (N,)
 
         def project(hidden, ids):
             return function(head_logits(self.model, hidden, self.scale), ids)
         # Pitfall: (N, V) logits are never held at once; the backward pass makes each chunk again.
         parts = [torch.utils.checkpoint.checkpoint(
-            project, flat[i:i + self.chunk], ids[i:i + self.chunk], use_reentrant=False)
-            for i in range(0, len(ids), self.chunk)]
-        zero = torch.zeros(mask.shape, device=device)                            # (B, T)
-        found = [zero.masked_scatter(mask, torch.cat(x)) for x in zip(*parts, strict=True)]
+            project, hidden[i:i + self.chunk], ids[i:i + self.chunk], use_reentrant=False,
+            preserve_rng_state=False) for i in range(0, len(ids), self.chunk)]
+        zero = torch.zeros(mask.numel(), device=mask.device)
+        found = [zero.index_copy(0, places, torch.cat(x)).view(mask.shape)
+                 for x in zip(*parts, strict=True)]                              # (B, T) each
         return *found, mask
 
-    def whole_rows(self, prompts, completions, device):
-        width = max(map(len, completions))
-        rows = [p + c + [self.pad_id] * (width - len(c))
-                for p, c in zip(prompts, completions, strict=True)]
-        ids, mask = left_pad(rows, self.pad_id, device)                          # (B, P + T)
-        for r, c in enumerate(completions):
-            mask[r, mask.shape[1] - width + len(c):] = 0
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        hidden = backbone(self.model)(input_ids=ids, attention_mask=mask, position_ids=positions,
-                                      use_cache=False)
-        return hidden.last_hidden_state[:, -width - 1:-1]
+
+def whole_states(model, batch):
+    """As completion_states, each row with a prompt of its own. Nothing is shared or cached."""
+    (ids, real), starts, T = batch["rows"], batch["starts"], batch["completions"][0].shape[1]
+    hidden = backbone(model)(input_ids=ids, attention_mask=seen_by(model, real, ids.shape[1]),
+                             use_cache=False).last_hidden_state
+    places = starts[:, None] - 1 + torch.arange(T, device=ids.device)            # (B, T)
+    places = places.clamp(max=ids.shape[1] - 1)  # only of padding
+    return hidden.gather(1, places[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
 def head_logits(model, hidden, scale):
@@ -532,24 +581,23 @@ def logit_scale(model):
                     "its exact log-probabilities: add the rule to head_logits")
 
 
-def completion_states(model, prompts, completions, source, pad_id):
+def completion_states(model, batch):
     """Hidden states (B, T, D) at the places that predict each completion token.
 
-    Row r of the B completions continues prompts[source[r]]. Place 0 is the prompt's last token.
+    Row r of the B completions continues prompt source[r]. Place 0 is the prompt's last token.
     """
-    device = next(model.parameters()).device
-    cache, mask, out, _ = prefill(model, backbone(model), prompts, pad_id)       # mask (U, W)
-    source = torch.tensor(source, device=device)
+    cache, mask, out = prefill(model, backbone(model), batch["prompts"])         # mask (U, W)
+    source, (ids, real) = batch["source"], batch["completions"]                  # (B, T) each
     last = out.last_hidden_state[:, -1:][source]                                 # (B, 1, D)
-    ids, real = right_pad(completions, pad_id, device)                           # (B, T) each
-    if ids.shape[1] == 1:
+    new = ids.shape[1] - 1
+    if not new:
         return last
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys[source], layer.values[source]
-    places = mask.sum(1)[source, None] + torch.arange(ids.shape[1] - 1, device=device)
-    seen = torch.cat([mask[source], real[:, :-1].to(mask.dtype)], 1)             # (B, W + T - 1)
-    rest = backbone(model)(input_ids=ids[:, :-1], attention_mask=seen, position_ids=places,
-                           cache=cache, use_cache=True)
+    positions = batch["prompts"]["lengths"][source, None] + torch.arange(new, device=ids.device)
+    seen = torch.cat([mask[source], real[:, :-1]], 1)                            # (B, W + T - 1)
+    rest = backbone(model)(input_ids=ids[:, :-1], attention_mask=seen_by(model, seen, new),
+                           position_ids=positions, cache=cache, use_cache=True)
     return torch.cat([last, rest.last_hidden_state], 1)
 
 

@@ -373,9 +373,9 @@ def test_c05_c28_logp_is_what_the_sampler_drew_from(temperature, tiny_model, toy
                     [f"0/x/{i}" for i in range(12)])
 
     def logp_at(temperature):
-        return CompletionLogits(model, 0)(
-            prompts, [r.ids for r in rows],
-            lambda logits, ids: (token_logp(logits, ids, temperature),))
+        logits = CompletionLogits(model, 0)
+        return logits(logits.pack(prompts, [r.ids for r in rows]),
+                      lambda logits, ids: (token_logp(logits, ids, temperature),))
     logp, mask = logp_at(temperature)
     assert mask.sum(1).tolist() == [len(r.ids) for r in rows] and len(set(mask.sum(1).tolist())) > 1
     old = torch.zeros(mask.shape).masked_scatter(

@@ -40,7 +40,7 @@ def play(monkeypatch, wanted=lambda ids: sum(ids) % 2 == 0, sgd=False):
     losses of each grpo_loss), "parts" (who, prompts, completions of each forward pass), "models"
     (policy, reference).
     """
-    seen, forward = defaultdict(list), CompletionLogits.forward
+    seen, forward, pack = defaultdict(list), CompletionLogits.forward, CompletionLogits.pack
 
     def judged(model, tokenizer, examples, *args, **options):
         groups = sample_judgments(model, tokenizer, examples, *args, **options)
@@ -59,12 +59,16 @@ def play(monkeypatch, wanted=lambda ids: sum(ids) % 2 == 0, sgd=False):
         seen["models"].append(load_model(*args, **options))
         return seen["models"][-1]
 
-    def spied(self, prompts, completions, function):
-        seen["parts"].append((torch.is_grad_enabled(), prompts, completions))
-        return forward(self, prompts, completions, function)
+    def packed(self, *lists):
+        return pack(self, *lists) | {"lists": lists}
+
+    def spied(self, batch, function):
+        seen["parts"].append((torch.is_grad_enabled(), *batch["lists"]))
+        return forward(self, batch, function)
     monkeypatch.setattr(spct_rl, "sample_judgments", judged)
     monkeypatch.setattr(spct_rl, "grpo_loss", loss)
     monkeypatch.setattr(spct_rl, "load_model", remembered)
+    monkeypatch.setattr(CompletionLogits, "pack", packed)
     monkeypatch.setattr(CompletionLogits, "forward", spied)
     if sgd:
         plain_steps(monkeypatch)

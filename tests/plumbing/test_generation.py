@@ -2,13 +2,14 @@
 models of every supported architecture, CPU, fp32."""
 import copy
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, CHATML, make_tiny_model
 
-from plumbing import attention, generation
+from plumbing import attention, decoding, generation
 from plumbing.generation import Completion, CompletionLogits, complete, encode_chat
 from plumbing.runs import UserError, save_model, write_json
 
@@ -136,13 +137,40 @@ def test_c03_c04_left_padding_and_order_change_nothing(any_model, toy_tokenizer,
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
-def test_shared_prompts_and_copied_prompts_give_the_same_rows(any_model, toy_tokenizer, monkeypatch,
-                                                              temperature):
+def test_all_ways_to_keep_keys_and_values_give_the_same_rows(any_model, toy_tokenizer, monkeypatch,
+                                                             temperature):
     model, copies = ending(any_model, toy_tokenizer), (1, 7, 3, 1, 2, 5, 4)
     prompts = [p for p, n in zip(make_prompts(), copies, strict=True) for _ in range(n)]
-    shared = generate(model, toy_tokenizer, prompts, temperature, max_new_tokens=16)
-    monkeypatch.setattr(attention, "SHARES_PROMPTS", set())
-    same(shared, generate(model, toy_tokenizer, prompts, temperature, max_new_tokens=16))
+    found = {}
+    for kind in ["parts", "static", "copies"] if decoding.plain_attention(model) else ["copies"]:
+        monkeypatch.setattr(generation, "kind_of_rows", lambda model, kind=kind: kind)
+        found[kind] = generate(model, toy_tokenizer, prompts, temperature, max_new_tokens=16)
+        same(found[kind], found.get("parts", found[kind]))
+
+
+@pytest.mark.parametrize("kind", sorted(decoding.PLAIN))
+def test_every_plain_architecture_is_plain(kind, toy_tokenizer, monkeypatch):
+    model = ending(make_plain(kind), toy_tokenizer)
+    assert decoding.plain_attention(model)
+    prompts = [p for p in make_prompts() for _ in range(2)]
+    monkeypatch.setattr(generation, "kind_of_rows", lambda model: "static")
+    static = generate(model, toy_tokenizer, prompts)
+    monkeypatch.setattr(generation, "kind_of_rows", lambda model: "parts")
+    same(generate(model, toy_tokenizer, prompts), static)
+    monkeypatch.setattr(generation, "kind_of_rows", lambda model: "copies")
+    monkeypatch.setattr(decoding, "PLAIN", set())  # masks as the library likes them
+    monkeypatch.setattr(generation, "plain_attention", lambda model: False)
+    same(generate(model, toy_tokenizer, prompts), static)
+
+
+def make_plain(kind):
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+    torch.manual_seed(0)
+    config = CONFIG_MAPPING[kind](
+        vocab_size=297, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, initializer_range=0.3, eos_token_id=4,
+        pad_token_id=0, bos_token_id=None, max_position_embeddings=256, sliding_window=None)
+    return AutoModelForCausalLM.from_config(config).eval()
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma2"])
@@ -162,20 +190,73 @@ def test_token_budget_is_kept_and_changes_speed_only(tiny_model, toy_tokenizer, 
 
 
 def test_other_architectures_copy_and_say_so_once(tiny_model, toy_tokenizer, monkeypatch, capsys):
-    model = tiny_model()
-    rows = generate(model, toy_tokenizer, make_prompts())
-    monkeypatch.setattr(attention, "SHARES_PROMPTS", set())
-    monkeypatch.setattr(attention, "told", set())
-    monkeypatch.setattr(generation, "SharedPrompts", None)
+    monkeypatch.setattr(decoding, "told", set())
+    said = []
+    for name in ("gemma3", "gemma3", "llama"):
+        model = tiny_model(name)
+        rows = generate(model, toy_tokenizer, make_prompts())
+        said.append(capsys.readouterr().out.count("a growing copy"))
+    assert said == [1, 0, 0]
+    monkeypatch.setattr(decoding, "SharedPrompts", None)
+    model.set_attn_implementation("eager")
     same(rows, generate(model, toy_tokenizer, make_prompts()))
-    generate(model, toy_tokenizer, make_prompts())
-    assert capsys.readouterr().out.count("llama: every sample gets its own copy") == 1
+
+
+def test_a_batch_that_does_not_fit_the_gpu_is_halved_until_it_does(tiny_model, toy_tokenizer,
+                                                                   monkeypatch):
+    model, prompts, sizes = tiny_model(), make_prompts() * 2, []
+    rows, real = generate(model, toy_tokenizer, prompts), generation.generate_batch
+
+    def small_gpu(model, tokenizer, prompts, *args):
+        sizes.append(len(prompts))
+        if len(prompts) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(model, tokenizer, prompts, *args)
+    monkeypatch.setattr(generation, "generate_batch", small_gpu)
+    limit = 4
+    same(generate(model, toy_tokenizer, prompts), rows)
+    assert sizes == [14, 7, 3, 4, 7, 3, 4]
+    limit = 0
+    with pytest.raises(UserError, match="one judgment alone does not fit"):
+        generate(model, toy_tokenizer, prompts)
+
+
+def test_the_gpus_memory_decides_how_many_tokens_are_held(monkeypatch):
+    # keys and values, 30 layers x 3 heads x 64 numbers x 2 bytes: 23,040 bytes a token
+    class Weights:
+        is_cuda = True
+    config = SimpleNamespace(num_hidden_layers=30, num_key_value_heads=3, num_attention_heads=9,
+                             hidden_size=576)
+    config.get_text_config = lambda: config
+    model = SimpleNamespace(config=config, dtype=torch.bfloat16,
+                            parameters=lambda: iter([Weights()]))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (40 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 10 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 4 * 2**30)
+    assert generation.tokens_that_fit(model) == 46 * 2**30 // 2 // 23_040
+
+
+def test_rows_leave_a_static_batch_when_it_pays(tiny_model, toy_tokenizer, monkeypatch):
+    """Where a graph has to be recorded again, few rows go on to the end; looks are rare."""
+    model, prompts = ending(tiny_model(), toy_tokenizer), make_prompts() * 4
+    monkeypatch.setattr(generation, "kind_of_rows", lambda model: "static")
+    often, kept, keep = generate(model, toy_tokenizer, prompts), [], decoding.StaticRows.keep
+    monkeypatch.setattr(decoding.StaticRows, "keep", lambda self, rows: (
+        kept.append((len(self.ids), len(rows))), keep(self, rows)))
+    same(generate(model, toy_tokenizer, prompts), often)
+    assert len(kept) > 1 and all(a > b > 0 for a, b in kept)
+    kept.clear()
+    monkeypatch.setattr(decoding.StaticRows, "worth_leaving", lambda self, ended, left: False)
+    same(generate(model, toy_tokenizer, prompts), often)
+    assert not kept
+    monkeypatch.undo()
+    on_a_gpu = SimpleNamespace(capture=True)
+    assert decoding.StaticRows.worth_leaving(on_a_gpu, 85, 400)
+    assert not decoding.StaticRows.worth_leaving(on_a_gpu, 10, 64)
 
 
 def test_the_model_gets_its_attention_back(tiny_model, toy_tokenizer, monkeypatch):
     model, seen, real = tiny_model(), [], attention.attend
-    known = {make_tiny_model(a, 300).config.model_type for a in [*ARCHITECTURES, "mistral"]}
-    assert known == attention.SHARES_PROMPTS
     before = model.config._attn_implementation
 
     def attend(*args):
@@ -368,7 +449,7 @@ def test_every_distinct_prefix_is_computed_once(tiny_model, toy_tokenizer, monke
     generate(model, toy_tokenizer, [p for p in prompts for _ in range(8)], max_new_tokens=3)
     assert [shape for shape, _, _ in calls] == [(1, 30), (3, 6), (24, 1), (24, 1)]
     calls.clear()
-    logits(prompts, [[70, 71, 72]] * 6, logp_of(1))
+    logits(logits.pack(prompts, [[70, 71, 72]] * 6), logp_of(1))
     # and so in the update: the preamble, each prompt's rest, all completions
     assert [shape for shape, _, _ in calls] == [(1, 30), (3, 6), (6, 2)]
 
@@ -415,7 +496,7 @@ def test_c03_c20_c26_logp_and_gradient_are_those_of_plain_forward_passes(any_mod
         monkeypatch.setattr(generation, "completion_states", None)
     sizes, chunk = [], 4 if mode == "chunks" else 2048
     logits = CompletionLogits(model, 0, chunk)
-    logp, entropy, mask = logits(prompts, completions, logp_of(0.7, sizes))
+    logp, entropy, mask = logits(logits.pack(prompts, completions), logp_of(0.7, sizes))
     weights = torch.randn(logp.shape, generator=torch.Generator().manual_seed(0)) / mask.sum()
     (logp * weights).sum().backward()
     # made again in the backward pass, never kept
@@ -449,11 +530,12 @@ def test_c05_c14_c28_logp_is_what_the_sampler_drew_from(any_model, toy_tokenizer
         model.activation_checkpointing_enable()
     rows = generate(model.train(), toy_tokenizer, [p for p in prompts for _ in range(4)], 0.7)
     assert len({len(r.ids) for r in rows}) > 1
-    logp, _, mask = logits(prompts, [r.ids for r in rows], logp_of(0.7))
+    batch = logits.pack(prompts, [r.ids for r in rows])
+    logp, _, mask = logits(batch, logp_of(0.7))
     drawn = torch.zeros(mask.shape).masked_scatter(
         mask, torch.tensor([x for r in rows for x in r.logp]))
     assert torch.allclose(logp, drawn, atol=1e-4)
-    assert (logits(prompts, [r.ids for r in rows], logp_of(1))[0] - drawn).abs().max() > 0.1
+    assert (logits(batch, logp_of(1))[0] - drawn).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -463,7 +545,8 @@ def test_c01_the_end_token_stays_in_the_loss_when_it_also_pads(checkpointing, ti
     if checkpointing:
         model.train().activation_checkpointing_enable()
     prompt, completions = [66, 67, eos, 68], [[70, 80, eos], [90, 91, 92, 93, eos]]
-    logp, _, mask = CompletionLogits(model, eos)([prompt] * 2, completions, logp_of(1))
+    logits = CompletionLogits(model, eos)
+    logp, _, mask = logits(logits.pack([prompt] * 2, completions), logp_of(1))
     assert mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
     logp.retain_grad()
     logp[mask].mean().backward()
@@ -488,7 +571,8 @@ def scaled(name, **options):
 def test_scaled_logits_are_trained_on_as_sampled(name, options, toy_tokenizer):
     model = scaled(name, **options)
     [row] = generate(model, toy_tokenizer, [[5, 6, 7]], 0.7, 8)
-    logp = CompletionLogits(model, 0)([[5, 6, 7]], [row.ids], logp_of(0.7))[0][0]
+    logits = CompletionLogits(model, 0)
+    logp = logits(logits.pack([[5, 6, 7]], [row.ids]), logp_of(0.7))[0][0]
     assert torch.allclose(logp, torch.tensor(row.logp), atol=1e-4)
     if name == "Cohere":
         model.logit_scale = 3.0  # not what its config says
@@ -596,6 +680,6 @@ def test_a_gguf_file_becomes_a_normal_checkpoint(tmp_path):
     ids = encode_chat(names, chat)
     assert ids == encode_chat(tokenizer, chat) and names.convert_tokens_to_ids("ab") in ids
     assert torch.equal(plain(torch.tensor([ids])).logits, model(torch.tensor([ids])).logits)
-    CompletionLogits(model, tokenizer.pad_token_id)([ids], [[5, 6, 2]], logp_of(1))[0].sum(
-        ).backward()
+    logits = CompletionLogits(model, tokenizer.pad_token_id)
+    logits(logits.pack([ids], [[5, 6, 2]]), logp_of(1))[0].sum().backward()
     assert all(p.grad is not None for p in model.parameters())  # it can be trained
