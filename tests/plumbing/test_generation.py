@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import ARCHITECTURES, CHATML, make_tiny_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from plumbing import attention, decoding, generation
 from plumbing.generation import Completion, CompletionLogits, complete, encode_chat
 from plumbing.runs import UserError, save_model, write_json
+from spct_rl import grpo_loss
 
 ENDS = list(range(5, 65))  # a fifth of the vocabulary ends a row: rows leave at different times
 
@@ -514,6 +516,36 @@ def test_c03_c20_c26_logp_and_gradient_are_those_of_plain_forward_passes(any_mod
         assert torch.allclose(entropy[r, :T], spread, atol=1e-3)
         (token_logp * weights[r, :T]).sum().backward()
     same_gradients(ours, gradients(model))
+
+
+class NothingWaits(TorchDispatchMode):
+    """Refuses what makes Python wait for a GPU: reading a number, counting what a mask shows,
+    making a tensor from a list."""
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            assert all(i is None or i.dtype != torch.bool for i in args[1]), "a mask as index"
+        assert name not in ("_local_scalar_dense", "nonzero", "masked_select", "equal"), name
+        assert name != "lift_fresh" or not args[0].numel(), "a tensor from a list"
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_no_micro_batch_waits_for_the_gpu(tiny_model, architecture, checkpointing):
+    model, prompts, completions = tiny_model(architecture), make_prompts()[:2], completions_of()
+    if checkpointing:
+        model.train().activation_checkpointing_enable()
+    logits = CompletionLogits(model, 0, chunk=8)
+    batch = logits.pack(prompts, completions)
+    advantages, old = torch.ones(6), torch.zeros(6, 7)
+    with NothingWaits():
+        logp, _, mask = logits(batch, logp_of(1))
+        losses, _ = grpo_loss(logp, old, old, advantages, mask, 0.1, 0.2)
+        losses.sum().backward()
+    for waits in (lambda: losses[0].item(), lambda: logp[mask], lambda: torch.tensor([1.0])):
+        with pytest.raises(AssertionError), NothingWaits():
+            waits()
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
