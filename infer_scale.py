@@ -41,7 +41,7 @@ from grm import (
 from meta_rm import add_meta_logits, fingerprint
 from plumbing import served
 from plumbing.data import DATA_HELP, load_examples
-from plumbing.figures import tell_clamped
+from plumbing.figures import tell_clamped, tell_unparsed
 from plumbing.records import as_pairs
 from plumbing.runs import (
     UserError,
@@ -152,6 +152,7 @@ def judge_set(args, examples, k, accelerator, orders="random"):
     rows = read_rows(path, fields=("id", "samples"))
     if accelerator.is_main_process:
         tell_clamped(output, clamped_share(rows))
+        tell_unparsed(output, [s for row in rows for s in row["samples"]])
     return examples, rows
 
 

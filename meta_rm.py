@@ -46,6 +46,7 @@ from grm import (
     sample_judgments,
 )
 from plumbing.data import DATA_HELP, load_examples
+from plumbing.figures import tell_unparsed
 from plumbing.generation import left_pad, load_model
 from plumbing.runs import (
     UserError,
@@ -282,6 +283,8 @@ def main():
     parsed = [j for j in judged if j["scores"] is not None]
     labels = [float(is_correct(j["scores"], by_id[j["id"]].rewards)) for j in parsed]
     positive = sum(labels) / max(1, len(labels))
+    if accelerator.is_main_process:
+        tell_unparsed(run.folder, judged)
     accelerator.print(f"{len(judged)} judgments, {len(judged) - len(parsed)} unparsed left out, "
                       f"{100 * positive:.0f}% correct")
     if not 0 < positive < 1:
@@ -390,7 +393,8 @@ def sample_from_grm(args, examples, accelerator, run):
                                  f"{args.seed}/meta", rating="train", skip_long=args.skip_bad,
                                  **judge_options(args))
         return [{"id": e.id, "judgments": [
-            {"permutation": j.permutation, "text": j.text, "scores": j.scores} for j in js]}
+            {"permutation": j.permutation, "text": j.text, "scores": j.scores, "reason": j.reason}
+            for j in js]}
             for e, js in zip(chunk, found, strict=True)]
     if not path.exists():
         model, tokenizer = load_model(args.grm, accelerator.device)

@@ -54,6 +54,7 @@ from grm import (
 )
 from plumbing import served
 from plumbing.data import DATA_HELP, general_data, load_chats, load_examples
+from plumbing.figures import tell_unparsed
 from plumbing.generation import end_token_ids, left_pad, load_model, load_tokenizer, right_pad
 from plumbing.runs import (
     UserError,
@@ -326,8 +327,11 @@ def sample_all(examples, args, accelerator, folder):
 def report_selection(rows, kept, same_tokenizer, run):
     """selection.json and its printed form. Raises UserError if nothing is left."""
     report = selection_report(rows)
+    judgments = [j for row in rows for j in row["non_hinted"] + row["hinted"]]
+    if run.accelerator.is_main_process:
+        tell_unparsed(run.folder, judgments)
     if not kept:
-        reasons = Counter(j["reason"] for row in rows for j in row["non_hinted"] + row["hinted"])
+        reasons = Counter(j["reason"] for j in judgments)
         raise UserError(f"no judgment survived of {len(rows)} items ({dict(report['non_hinted'])}; "
                         f"parsing: {dict(reasons)}); use a stronger --sampler or more items "
                         "(--limit)")

@@ -1,6 +1,7 @@
 """Plumbing: tables as text and CSV, and the figure of accuracy against k."""
 import csv
 import io
+from collections import Counter
 
 from plumbing.runs import write_text
 
@@ -12,6 +13,26 @@ METHODS = {"vote": ("tab:blue", "votes of all k"),
 PERCENT = {"accuracy", "low", "high", "lenient", "chance", "parse_rate", "tie_rate", "auc_single",
            "first_position", "first_expected", "swap_consistency", "longest", "longest_wins",
            "both_orders", "difference_low", "difference_high", "attack_wins"}
+
+
+def tell_unparsed(name, judgments):
+    """A loud line and three outputs where (nearly) nothing parses: they show why, a count does not.
+
+    judgments: dicts with "scores", "text" and mostly "reason".
+    """
+    bad = [j for j in judgments if j["scores"] is None]
+    if not bad or len(bad) < 0.9 * len(judgments):
+        return
+    reasons = Counter(j.get("reason", "unparsed") for j in bad)
+    told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+    print(f"WARNING: {name}: {len(bad)} of {len(judgments)} judgments did not parse ({told}); no "
+          "figure of this judge means anything. It wrote:")
+    for j in bad[:3]:
+        text = j["text"]
+        shown = text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
+        print(f"  {j.get('reason', 'unparsed')}: {shown!r}")
+    print("truncated: raise --max_new_tokens. no_box: the model does not know the format; "
+          "spct_rft.py teaches it")
 
 
 def tell_clamped(name, share):

@@ -133,6 +133,20 @@ def test_grm_prints_a_readable_judgment_and_score_sums_it(responses, cli):
         assert len(scores) == responses and all(k <= s <= 10 * k for s in scores)
 
 
+@pytest.mark.parametrize("program", ["eval", "infer_scale", "spct_rft", "meta_rm"])
+def test_a_judge_of_which_nothing_parses_is_shown_not_only_counted(program, tiny, cli, tmp_path):
+    words = {"eval": [], "infer_scale": ["--k", 2], "spct_rft": ["--general_fraction", 0],
+             "meta_rm": ["--rft_judgments", "", "--grm", tiny]}[program]
+    code, said, err = cli(program, "--model", tiny, *words, "--limit", 4, "--max_new_tokens", 9,
+                          "--output", tmp_path / "out")
+    assert code == (0 if program in ("eval", "infer_scale") else 2), err
+    count = {"eval": 8, "infer_scale": 8, "spct_rft": 16, "meta_rm": 12}[program]
+    loud = said[said.index("WARNING"):].splitlines()
+    assert f"{count} of {count} judgments" in loud[0] and f"truncated {count}" in loud[0]
+    assert all(re.match(r"  truncated: '.+'$", line) for line in loud[1:4])
+    assert "--max_new_tokens" in loud[4]
+
+
 # ----- what users do wrong -----
 
 @pytest.mark.parametrize("words, named", [
