@@ -57,8 +57,8 @@ def print_table(rows, columns):
     """Fractions (0..1) as percent, the rest as it is; "-" for None."""
     def show(row, c):
         value = row.get(c, "")
-        if value is None or isinstance(value, str):
-            return value or "-"
+        if value is None or isinstance(value, str) or value != value:  # NaN is unlike itself
+            return value if isinstance(value, str) and value else "-"
         if c in PERCENT:
             return f"{100 * value:.1f}"
         return f"{value:.1f}" if isinstance(value, float) else str(value)

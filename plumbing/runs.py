@@ -301,8 +301,22 @@ def write_text(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
+def strict_json(value, **options):
+    """JSON that every reader accepts: null for NaN and infinity, for which JSON has no word."""
+    def finite(value):
+        if isinstance(value, dict):
+            return {k: finite(v) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(v) for v in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(finite(value), ensure_ascii=False, **options)
+
+
 def write_json(path, value):
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, strict_json(value, indent=1) + "\n")
 
 
 def read_json(path):
@@ -316,7 +330,7 @@ def read_json(path):
 
 
 def json_lines(rows):
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    return "".join(strict_json(row) + "\n" for row in rows)
 
 
 def write_rows(path, rows):

@@ -378,6 +378,21 @@ def test_eval_judges_greedily_in_both_orders(cli, tiny, items, played, tmp_path)
         cli("eval", *runs, f"{tmp_path / 'now'}={tmp_path / 'now'}"))
 
 
+def test_where_nothing_parses_the_files_are_still_json(cli, tiny, items, tmp_path):
+    """A share of nothing is NaN, for which JSON has no word: null there, and "-" in the table."""
+    def no_constant(word):
+        raise AssertionError(f"bare {word}")
+    out = tmp_path / "out"
+    code, said, err = cli("eval", "--model", tiny, "--data", items(ITEM), "--max_new_tokens", 2,
+                          "--output", out)
+    assert code == 0 and "nan" not in said.lower(), (said, err)
+    for file in out.glob("*.json*"):
+        for text in file.read_text().split("\n")[:-1] if file.suffix == ".jsonl" else [
+                file.read_text()]:
+            json.loads(text, parse_constant=no_constant)
+    assert read_json(out / "summary.json")["first_position"] is None
+
+
 def test_pairs_on_the_command_line(cli, tiny, items, played, tmp_path):
     """App. E.1.1: the best response against each other one; a new item in the data is noticed."""
     rows = [{**ITEM, "id": f"i{i}"} for i in range(4)]
