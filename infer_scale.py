@@ -103,9 +103,10 @@ def default_k_meta(k):
 
 def sample_row(example, judgments):
     """One line of samples.jsonl: all that a vote, a control or an interval needs later."""
-    kept = {name: example.extra[name] for name in ("subset", "of") if example.extra.get(name)}
+    kept = {"subset": example.extra.get("subset"), "of": example.of}
     return {"id": example.id, "domain": example.domain, "rewards": example.rewards,
-            "n": len(example.responses), "cluster": example.extra.get("cluster"), **kept,
+            "n": len(example.responses), "cluster": example.extra.get("cluster"),
+            **{name: value for name, value in kept.items() if value},
             "response_lengths": [len(r) for r in example.responses],
             "samples": [{"permutation": j.permutation, "scores": j.scores, "reason": j.reason,
                          "text": j.text, "prompt_tokens": j.prompt_tokens, "tokens": j.tokens}
@@ -150,6 +151,9 @@ def judge_set(args, examples, k, accelerator, orders="random"):
         model, tokenizer = served.load_judge(args, args.model, accelerator.device)
         in_chunks(path, examples, judge, accelerator, args.chunk_size, "judging")
     rows = read_rows(path, fields=("id", "samples"))
+    if [r["id"] for r in rows] != [e.id for e in examples]:
+        raise UserError(f"{path} is damaged: it has other items than {args.data}; add --overwrite "
+                        "to judge again")
     if accelerator.is_main_process:
         tell_clamped(output, clamped_share(rows))
         tell_unparsed(output, [s for row in rows for s in row["samples"]])

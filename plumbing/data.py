@@ -4,12 +4,14 @@ Everything becomes the one record of records.py. `load_examples(name)` is the ca
 makes. A name is
 
     toy                  the embedded world
-    file.jsonl           records, used as they are; also .json, .csv (a cell may hold a JSON list)
-                         and .parquet; file.jsonl#train, #validation, #test: that part of it
+    file.jsonl           records, used as they are; also .json, .csv (a cell may hold a JSON list),
+                         each also with .gz, .parquet, and a folder of one `save_to_disk`;
+                         file.jsonl#train, #validation, #test: that part of it
     helpsteer2           a set of sets.SETS (its hub id works too), through `datasets`
     helpsteer2@REVISION  the same at one commit of the hub, for a result that can be repeated
     helpsteer2:PATH      the same without network: a file in the set's own columns, or a folder of
-                         them (a checkout), whose names may begin with the hub's split
+                         them (a checkout, `save_to_disk`) whose names may begin with
+                         the hub's split, or lie in a folder of its name
     pairs:PATH           any chosen/rejected pairs, as they are or #split; also pairs:OWNER/NAME
     math:PATH            verified single answers (problem, response, is_correct), likewise
 
@@ -24,19 +26,16 @@ import contextlib
 import hashlib
 import io
 import itertools
-import json
 import random
 import re
-import tempfile
 from pathlib import Path
 
-from plumbing.records import collect, example_from_dict, jsonl_lines, parse_line
+from plumbing.files import SUFFIXES, file_rows, first_line, from_text, local_files, parse_line
+from plumbing.records import collect, example_from_dict, read_jsonl
 from plumbing.runs import UserError, changes, made_from, read_json
 from plumbing.sets import CHATS, SETS
 from toy_world import world
 
-READ = ".jsonl, .jsonl.gz, .json, .csv or .parquet"
-SUFFIXES = tuple(re.findall(r"\.[\w.]+\w", READ))
 DATA_HELP = ("toy; a file of records, whole (FILE#train, #validation, #test: that part, cut by a "
              "hash of the prompt); or NAME, NAME@REVISION (hub), NAME:PATH (local files), NAME one "
              "of " + ", ".join(SETS))
@@ -86,6 +85,9 @@ def named_items(name, split, limit, skip_bad, domain, exclude_domain):
     """Examples of a file of records or of a set in SETS."""
     whole, _, part = name.rpartition("#")
     if not whole or part not in ("train", "validation", "test"):
+        if not Path(name).exists() and any(
+                Path(p).exists() for p in (whole, whole.partition(":")[2]) if p):
+            raise UserError(f"{name}: no part {part!r}; {whole}#train, #validation or #test")
         whole, part = name, None
     base, _, path = whole.partition(":")
     base, _, revision = base.partition("@")
@@ -93,7 +95,7 @@ def named_items(name, split, limit, skip_bad, domain, exclude_domain):
                   if base == k or any(base == hub["path"] for hub in hubs)), None)
     if known:
         examples = load_set(known, path, revision, part, split, skip_bad)
-    elif Path(whole).is_file():
+    elif Path(whole).exists() and whole:
         examples = load_records(Path(whole), skip_bad)
         examples = [e for e in examples if part in (None, hash_split(e))]
     else:
@@ -106,6 +108,10 @@ def named_items(name, split, limit, skip_bad, domain, exclude_domain):
                         f"{exclude_domain!r}")
     if known and limit and limit < len(examples):
         return [examples[i * len(examples) // limit] for i in range(limit)]
+    left = sorted({e.domain for e in examples} - {e.domain for e in examples[:limit]})
+    if left:
+        print(f"{whole}: none of the first {limit} items is of domain {', '.join(left[:5])}"
+              f"{', ...' * (len(left) > 5)}; shuffle the file, or choose with --domain")
     return examples[:limit]
 
 
@@ -130,8 +136,7 @@ def tell_changed_items(folder):
 
 
 def load_records(path, skip_bad):
-    examples = collect(file_rows("", path),
-                       lambda _, where, row: [example_from_dict(row, where)], path, skip_bad)
+    examples = read_jsonl(path, skip_bad)
     for e in examples:
         e.extra.setdefault("cluster", opening_hash(e)[:16])  # intervals know where prompts repeat
     return examples
@@ -157,8 +162,8 @@ def load_chats(name, count, seed=0):
     base, _, path = name.partition(":")
     if base in CHATS and not path:
         rows = itertools.islice(hub_rows(base, CHATS[base], "train"), 10 * count)
-    elif base in CHATS or Path(name).is_file():
-        files = local_files(base, path or name)
+    elif base in CHATS or Path(name).exists():
+        files = local_files(base if path else "", path or name)
         rows = itertools.chain.from_iterable(file_rows("", file) for file in files)
     else:
         raise UserError(f"{name} does not exist; give --general_data a .jsonl file of chats, toy, "
@@ -166,7 +171,8 @@ def load_chats(name, count, seed=0):
     chats = []
     for where, row in rows:
         try:
-            chat = (parse_line(row, where) if isinstance(row, bytes) else row)["messages"]
+            row = parse_line(row, where) if isinstance(row, bytes) else row
+            chat = from_text(row["messages"], list)
             if len(chat) < 2 or chat[-1]["role"] != "assistant" or not all(
                     isinstance(m["content"], str) and m["role"] in ("system", "user", "assistant")
                     for m in chat):
@@ -202,14 +208,14 @@ def load_set(name, path, revision, part, split, skip_bad):
     if path:  # names of files tell their splits; if they tell none, every row is cut by the hash
         files = local_files(name, path)
         splits = {ours: start for ours, start in splits.items()
-                  if any(f.name.startswith(start) for f in files)}
+                  if any(told(f, path, start) for f in files)}
         if splits and not splits.keys() & {wanted, "train"}:
             raise UserError(f"{name}: {path} has no rows for the split {wanted!r}, only for "
                             f"{', '.join(splits)}")
     source = splits.get(wanted, splits.get("train", ""))
     if path:
         rows = itertools.chain.from_iterable(
-            file_rows(name, f) for f in files if f.name.startswith(source))
+            file_rows(name, f) for f in files if told(f, path, source))
     else:
         rows = hub_rows(name, hubs, source, revision)
     # whole: all rows are of the split, none is to be cut off by the hash
@@ -221,11 +227,15 @@ def load_set(name, path, revision, part, split, skip_bad):
         for e in found:
             place = e.extra.pop("split", None) or hash_split(e)
             if whole or (place if place not in splits else "train") == wanted:
-                # two equal texts have no best one, whatever the label says
-                kept.append(None if len(e.responses) > 1 == len(set(e.responses)) else e)
+                kept.append(e)
         return kept
     label = f"{name}, {path}" if path else name
     return collect(rows, convert, label + (f", split {wanted}" if wanted else ""), skip_bad)
+
+
+def told(file, path, split):
+    """Whether the name of a set's file, or its folder below `path`, says that it is of a split."""
+    return file.name.startswith(split) or file != Path(path) and file.parent.name == split
 
 
 def row_examples(row, schema, row_id, where):
@@ -261,62 +271,6 @@ def hash_split(example):
 
 # ----- rows of local files and of the hub: (where, row); `where` names set, file and row -----
 
-def local_files(name, path):
-    path, files = Path(path), [Path(path)]
-    if path.is_dir():
-        if (path / "RMB_dataset").is_dir():  # RMB's checkout holds other JSON too
-            path = path / "RMB_dataset"
-        # Trap: ReaLMistake's archive also holds example.jsonl, rows that its paper prints.
-        files = sorted(f for f in path.rglob("*") if f.name.endswith(SUFFIXES)
-                       and (name, f.name) != ("realmistake", "example.jsonl")
-                       and not any(p.startswith(".") for p in f.relative_to(path).parts))
-    if not files or not files[0].exists():
-        raise UserError(f"{name}: {path} does not exist or holds no file ending in {READ}")
-    return files
-
-
-def file_rows(name, file):
-    """Rows of a file; of a JSONL file the lines, so that a bad one can be named or skipped."""
-    label = f"{name}, {file}" if name else str(file)
-    if not file.name.endswith(SUFFIXES):
-        raise UserError(f"{label}: cannot be read; give a file ending in {READ}")
-    try:
-        if file.suffix in (".csv", ".parquet"):
-            rows = table_rows(file)
-        elif file.suffix == ".json" and (
-                text := file.read_text(encoding="utf-8-sig")).lstrip().startswith("["):
-            rows = json.loads(text)
-        else:
-            yield from ((f"{name}, {where}" if name else where, line)
-                        for where, line in jsonl_lines(file))
-            return
-        yield from ((f"{label}, row {n}", row) for n, row in enumerate(rows))
-    except Exception as error:  # not JSON, not parquet, a torn archive: each library has its own
-        error = error.__cause__ or error
-        raise UserError(f"{label}: cannot be read ({type(error).__name__}: {first_line(error)})"
-                        ) from None
-
-
-def table_rows(file):
-    """Rows of a .csv or .parquet file, without what is missing in them."""
-    import datasets
-    read = datasets.Dataset.from_csv if file.suffix == ".csv" else datasets.Dataset.from_parquet
-    with tempfile.TemporaryDirectory() as cache:  # a cache that lasts would keep a changed file
-        table = read(str(file), cache_dir=cache, keep_in_memory=True)
-    for row in table:
-        # Trap: a table has a value for every column, None where the file had none.
-        row = {key: value for key, value in row.items() if value is not None}
-        yield {key: listed(value) for key, value in row.items()} if file.suffix == ".csv" else row
-
-
-def listed(cell):
-    """The list that a CSV cell holds as JSON text; any other cell as it is."""
-    if isinstance(cell, str) and cell.lstrip().startswith("["):
-        with contextlib.suppress(ValueError, RecursionError):
-            return json.loads(cell)
-    return cell
-
-
 def hub_rows(name, hubs, split, revision=None):
     """Rows of sets of the hub; `hubs` are keyword arguments of datasets.load_dataset."""
     if not hubs:
@@ -334,6 +288,3 @@ def hub_rows(name, hubs, split, revision=None):
                             f"network give local files with the same columns, {name}:PATH; a gated "
                             "set needs `hf auth login`") from None
 
-
-def first_line(error):
-    return next(iter(str(error).splitlines()), "")

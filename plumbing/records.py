@@ -5,15 +5,19 @@ One JSONL line is one item; the same record is used for training, voting and eva
     {"id": "x-1", "prompt": "text, or a list of {role, content} messages, the user's turn last",
      "responses": ["...", "..."], "rewards": [0, 1], "domain": "chat", "reference": "optional",
      "preference_strength": 2}
+
+An item without an id gets one that is made from its texts.
 """
 import dataclasses
-import gzip
+import hashlib
+import itertools
 import json
 import re
 import unicodedata
+from collections import Counter
 from difflib import get_close_matches
-from pathlib import Path
 
+from plumbing.files import chat_in, file_rows, from_text, local_files, parse_line
 from plumbing.runs import UserError
 
 # ----- the record -----
@@ -33,6 +37,7 @@ class PreferenceExample:
     reference: str | None = None
     preference_strength: int | None = None
     extra: dict = dataclasses.field(default_factory=dict)  # the record's other fields
+    of: str | None = None  # a pair of `as_pairs`: the item that it is a part of
 
     def permuted(self, permutation):
         """The same item with response permutation[i] at place i."""
@@ -44,7 +49,7 @@ class PreferenceExample:
 
 LABELS = {"label", "labels", "score", "scores", "rating", "ratings", "preference", "preferences",
           "chosen", "winner", "best"}  # what others call `rewards`
-KNOWN = {field.name for field in dataclasses.fields(PreferenceExample)} - {"extra"}
+KNOWN = {field.name for field in dataclasses.fields(PreferenceExample)} - {"extra", "of"}
 
 
 def example_from_dict(row, where="record"):
@@ -61,11 +66,11 @@ def example_from_dict(row, where="record"):
                         '{"id": "x-1", "prompt": "...", "responses": ["...", "..."], '
                         '"rewards": [0, 1]}')
     fix = "--data pairs:FILE.jsonl reads chosen/rejected" if "chosen" in row else "add it"
-    for field in ("id", "prompt", "responses"):
-        check(field in row, field, f"is missing; {fix}")
-    check(whole(row["id"]) or isinstance(row["id"], str) and row["id"], "id",
+    for field in ("prompt", "responses"):
+        check(row.get(field) is not None, field, f"is missing; {fix}")
+    name, prompt = row.get("id"), chat_in(row["prompt"])
+    check(name is None or whole(name) or isinstance(name, str) and name, "id",
           "must be a non-empty text that no other line uses")
-    prompt = row["prompt"]
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     check(isinstance(prompt, list) and prompt and all(
@@ -73,10 +78,10 @@ def example_from_dict(row, where="record"):
         and m.get("role") in ("system", "user", "assistant") for m in prompt)
         and prompt[-1]["role"] == "user", "prompt",
         "must be a text, or a list of {role, content} messages that ends with the user's turn")
-    responses = row["responses"]
+    responses = from_text(row["responses"], list)
     check(isinstance(responses, list) and responses and all(isinstance(r, str) for r in responses),
           "responses", "must be a list of one or more texts")
-    rewards = row.get("rewards")
+    rewards = from_text(row.get("rewards"), list)
     # Pitfall: labels under a name that nobody reads would be missed when all has been judged.
     other = "rewards" not in row and next((key for key in row if key.lower() in LABELS or
                                            get_close_matches(key.lower(), ["rewards"], 1, 0.8)), "")
@@ -90,21 +95,26 @@ def example_from_dict(row, where="record"):
                   for r in rewards), "rewards", "must hold finite numbers only")
         check(len(rewards) > 1 or rewards[0] in (0, 1), "rewards",
               "must be [0] or [1] for a single response (1 = correct)")
-    strength = row.get("preference_strength")
+    strength = from_text(row.get("preference_strength"), int)
     check(strength is None or whole(strength), "preference_strength",
           "must be an integer (0 = no preference ... 3 = much better)")
     for field in ("domain", "reference"):
         check(row.get(field) is None or isinstance(row[field], str), field, "must be a text")
+    check(isinstance(row.get("cluster"), (str, int, float, type(None))), "cluster",
+          "must be a text or a number, the same for items whose errors go together")
+    if name is None:
+        texts = json.dumps([[m["content"] for m in prompt], responses])
+        name = hashlib.sha256(texts.encode()).hexdigest()[:16]
     return PreferenceExample(
-        str(row["id"]), prompt, responses, rewards, row.get("domain") or "all",
+        str(name), prompt, responses, rewards, row.get("domain") or "all",
         row.get("reference"), strength, {k: v for k, v in row.items() if k not in KNOWN})
 
 
 def as_pairs(examples):
     """Best-of-N by pairs (App. E.1.1): the best response with each other one, an item each.
 
-    `of` in their `extra` names the item that they were; it is won if all its pairs are. Items with
-    n <= 2 stay.
+    Their `of` names the item that they were; it is won if all its pairs are. Items with n <= 2
+    stay.
     """
     pairs = []
     for e in examples:
@@ -113,40 +123,27 @@ def as_pairs(examples):
             continue
         best = e.rewards.index(max(e.rewards))
         pairs += [dataclasses.replace(e, id=f"{e.id}#{j}", responses=[e.responses[best], response],
-                                      rewards=[1, 0], extra={**e.extra, "of": e.id})
+                                      rewards=[1, 0], of=e.id)
                   for j, response in enumerate(e.responses) if j != best]
     return pairs
 
 
 # ----- the reader -----
 
-def jsonl_lines(path):
-    """(where, line) of every line that is not blank; `where` names the file and the line."""
-    data = Path(path).read_bytes()
-    if str(path).endswith(".gz"):
-        data = gzip.decompress(data)
-    # Pitfall: splitlines() would also cut at a line separator inside a JSON string.
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip():
-            yield f"{path}, line {number}", line
-
-
-def parse_line(line, where):
-    try:
-        row = json.loads(line.decode("utf-8"))
-        # half a surrogate pair is JSON, but no text that a file can hold
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-        return row
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON in UTF-8 ({error}); mend the line or pass --skip_bad"
-                        ) from None
+def has_best(example):
+    """Whether one response is the best: no other has its reward, and no other has its text."""
+    rewards, responses = example.rewards, example.responses
+    if rewards is None or len(rewards) == 1:
+        return True
+    best = max(rewards)
+    return rewards.count(best) == 1 == responses.count(responses[rewards.index(best)])
 
 
 def collect(rows, convert, source, skip_bad=False, limit=None):
     """Examples of rows (where, JSON line or dict). What is dropped is counted in a printed line.
 
     convert(index, where, row): list of examples; None in it is an item with nothing to compare.
-    Items whose best reward is tied are dropped, because Eq. 10 needs one maximum. A malformed row
+    Items without one best response are dropped, because Eq. 10 needs one maximum. A malformed row
     raises UserError naming file, line, field and fix; with skip_bad it is counted instead.
     """
     examples, ids, dropped, skipped, problem = [], set(), 0, 0, ""
@@ -166,13 +163,13 @@ def collect(rows, convert, source, skip_bad=False, limit=None):
         for e in found:
             if e:
                 ids.add(e.id)
-            if e is None or e.rewards is not None and e.rewards.count(max(e.rewards)) > 1:
+            if e is None or not has_best(e):
                 dropped += 1
             else:
                 examples.append(e)
         if limit and len(examples) >= limit:
             break
-    counts = (f"{dropped} dropped (tied best reward, or nothing to compare), "
+    counts = (f"{dropped} dropped (no best response, or two equal texts), "
               f"{skipped} malformed rows skipped")
     if not examples:
         raise UserError(f"{source}: no usable item; {counts}{problem}")
@@ -182,11 +179,18 @@ def collect(rows, convert, source, skip_bad=False, limit=None):
 
 
 def read_jsonl(path, skip_bad=False, limit=None):
-    """Examples of a JSONL file; errors and what is dropped: see `collect`."""
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; give --data a .jsonl file or a name of a set")
-    return collect(jsonl_lines(path), lambda _, where, row: [example_from_dict(row, where)], path,
-                   skip_bad, limit)
+    """Examples of a JSONL file, or of another kind in files.py; errors, what is dropped: `collect`.
+    """
+    seen = Counter()
+
+    def convert(_, where, row):
+        e = example_from_dict(row, where)
+        if row.get("id") is None:
+            seen[e.id] += 1
+            e.id += f"-{seen[e.id]}" * (seen[e.id] > 1)
+        return [e]
+    rows = itertools.chain.from_iterable(file_rows("", file) for file in local_files("", path))
+    return collect(rows, convert, path, skip_bad, limit)
 
 
 # ----- texts of others: none may forge a delimiter, a heading or the hint of a prompt -----

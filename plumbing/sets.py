@@ -10,6 +10,7 @@ Benchmarks add to their records `section` (= domain; the score is the mean over 
 import os
 import re
 
+from plumbing.files import chat_in, from_text
 from plumbing.runs import UserError
 
 # ----- what they share -----
@@ -21,15 +22,17 @@ def field(row, key, *kinds):
     """row[key], a text unless other `kinds` are given; a UserError that names the field if not."""
     if row.get(key) is None:
         raise UserError(f"field '{key}' is missing")
-    if not isinstance(row[key], kinds or str):
-        names = " or ".join(kind.__name__ for kind in kinds or [str])
-        raise UserError(f"field '{key}' must be {names}, not {type(row[key]).__name__}")
-    return row[key]
+    kinds = kinds or (str,)
+    value = row[key] if str in kinds else from_text(row[key], *kinds)
+    if not isinstance(value, kinds):
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"field '{key}' must be {names}, not {type(value).__name__}")
+    return value
 
 
 def messages(row, key):
     """A list of {role, content} without other keys; a text is one user turn."""
-    value = field(row, key, str, list)
+    value = chat_in(field(row, key, str, list))
     value = [{"role": "user", "content": value}] if isinstance(value, str) else value
     if not value or not all(isinstance(m, dict) and isinstance(m.get("role"), str)
                             and isinstance(m.get("content"), str) for m in value):
@@ -46,52 +49,106 @@ def pair(prompt, first, second, sign, **more):
 
 # ----- training sets -----
 
+# Columns that may hold a prompt. Trap: one that nobody reads would change the question unseen.
+PROMPTS = ("prompt", "instruction", "question", "input", "context", "history")
+
+
 def chosen_rejected(row, where):
-    """chosen / rejected, texts or message lists, with or without `prompt` (TRL's formats).
+    """chosen / rejected, texts or message lists, with or without a prompt (TRL's formats).
 
     Also Skywork, whose `source` is the domain, so that --exclude_domain can leave one out.
     """
-    texts = [field(row, key, str, list) for key in ("chosen", "rejected")]
-    explicit = row.get("prompt") is not None
+    texts = [chat_in(field(row, key, str, list)) for key in ("chosen", "rejected")]
+    prompt = given_prompt(row)
     if isinstance(texts[0], list) and isinstance(texts[1], list):
-        # Trap: ultrafeedback_binarized repeats its `prompt` inside chosen and rejected.
-        before = messages(row, "prompt") if explicit else []
-        chats = [messages(row, key) for key in ("chosen", "rejected")]
-        chats = [before + chat if chat[0]["role"] == "assistant" else chat for chat in chats]
+        chats = [with_prompt(prompt, messages(row, key)) for key in ("chosen", "rejected")]
         if chats[0][:-1] != chats[1][:-1] or any(c[-1]["role"] != "assistant" for c in chats):
             raise UserError("field 'rejected' must differ from 'chosen' in the last message, the "
                             "assistant's, only")
         prompt, texts = chats[0][:-1], [chat[-1]["content"] for chat in chats]
     elif isinstance(texts[0], list) or isinstance(texts[1], list):
         raise UserError("field 'rejected' must be a text or a message list, as 'chosen' is")
-    elif explicit:
-        prompt = messages(row, "prompt")
-    else:
-        prompt, texts = shared_prefix(*texts)
+    elif not prompt or prompt[-1]["role"] == "system":
+        turns, texts = transcript(*texts)
+        prompt = prompt + turns
         if any("\n\nHuman:" in text for text in texts):
             return []  # hh-rlhf: dialogues that part before their last turn
-    # Trap: ultrafeedback_binarized has pairs with equal scores; they are ties.
-    tie = row.get("score_chosen") is not None and row["score_chosen"] == row.get("score_rejected")
-    return [pair(prompt, *texts, sign=1 - tie, domain=row.get("source"))]
+    return [pair(prompt, *texts, sign=1 - is_tie(row), domain=row.get("source"))]
 
 
-def shared_prefix(chosen, rejected):
-    """(prompt, [response, response]) of two texts that begin with their prompt."""
-    prefix = os.path.commonprefix([chosen, rejected])
-    if chosen.startswith("\n\nHuman:"):
-        # Trap: hh-rlhf's responses may begin alike, so cut at the turn.
-        cut = prefix.rfind("\n\nAssistant:")
-        turns = re.split(r"\n\n(Human|Assistant):", chosen[:max(cut, 0)])[1:]
-        prompt = [{"role": ROLES.get(who.lower(), who.lower()), "content": text.strip()}
-                  for who, text in zip(turns[::2], turns[1::2], strict=True)]
-        cut += len("\n\nAssistant:")
-    else:
-        # Trap: "... is blue" and "... is black" share "... is bl", so cut between words.
-        cut = re.match(r"(.*\s)?", prefix, re.DOTALL).end()
-        prompt = prefix[:cut].strip()
-    if not prompt:
-        raise UserError("field 'prompt' is missing, and 'chosen' and 'rejected' do not begin with "
-                        "the same prompt")
+def given_prompt(row):
+    """The messages that the columns of a pair give as its prompt; [] if there are none.
+
+    `instruction` and `input` are one text, `system` is a turn. Of the other columns there may be
+    one, or more that repeat a part of the first.
+    """
+    chats = {key: messages(row, key) for key in PROMPTS if row.get(key)}
+    if "prompt" not in chats and {"instruction", "input"} <= chats.keys():
+        chats["instruction"] = [{"role": "user", "content": "\n\n".join(
+            m["content"] for m in chats["instruction"] + chats.pop("input"))}]
+    prompt = next(iter(chats.values()), [])
+    for key, chat in chats.items():
+        if not stands_in(chat, prompt):
+            raise UserError(f"fields '{next(iter(chats))}' and '{key}' hold two prompts; make them "
+                            "one field 'prompt', or take out what is no prompt")
+    system = [{"role": "system", "content": field(row, "system")}] if row.get("system") else []
+    return prompt if stands_in(system, prompt) else system + prompt
+
+
+def with_prompt(prompt, chat):
+    """A chat with its given prompt, which it may hold already, whole or in part.
+
+    Trap: ultrafeedback_binarized repeats its `prompt` inside chosen and rejected; elsewhere only
+    `prompt` has the system turn.
+    """
+    before = chat[:-1]
+    if chat[0]["role"] == "assistant":
+        return prompt + chat
+    if stands_in(prompt, before):
+        return chat
+    if before == prompt[-len(before):]:
+        return prompt + chat[-1:]
+    system = [m for m in prompt if m["role"] == "system"]
+    rest = [m for m in prompt if m not in system]
+    if before and before[0]["role"] != "system" and stands_in(rest, before):
+        return system + chat
+    raise UserError("field 'prompt' (or another column with a prompt) is not in the messages of "
+                    "'chosen' and 'rejected'; make them one, or take it out")
+
+
+def stands_in(part, whole):
+    """Whether the texts of some messages are in those of others, spaces aside."""
+    part, whole = ([" ".join(m["content"].split()) for m in chat] for chat in (part, whole))
+    return all(text in " ".join(whole) for text in part)
+
+
+def is_tie(row):
+    """Whether other columns say that `chosen` is not the better one: a tie, or reversed scores."""
+    for key in row:
+        if "chosen" in key and re.search("score|rating|reward", key):
+            scores = [from_text(row.get(name), int, float)
+                      for name in (key, key.replace("chosen", "rejected"))]
+            if all(isinstance(s, (int, float)) for s in scores) and scores[0] <= scores[1]:
+                return True
+    return any(str(row.get(key)).lower().startswith("tie")
+               for key in ("status", "winner", "label", "preference"))
+
+
+def transcript(chosen, rejected):
+    """(prompt, [response, response]) of two texts in hh-rlhf's form, which begin with their prompt.
+
+    A common beginning that does not end at a turn is no prompt: answers may begin alike.
+    """
+    chosen, rejected = (f"\n\n{text.lstrip()}" for text in (chosen, rejected))
+    cut = os.path.commonprefix([chosen, rejected]).rfind("\n\nAssistant:")
+    if not chosen.startswith("\n\nHuman:") or cut < 0:
+        raise UserError("field 'prompt' is missing (or instruction, question, input), and 'chosen' "
+                        "and 'rejected' are no dialogues that begin alike ('Human: ...', a blank "
+                        "line, 'Assistant: ...')")
+    turns = re.split(r"\n\n(Human|Assistant):", chosen[:cut])[1:]
+    prompt = [{"role": ROLES.get(who.lower(), who.lower()), "content": text.strip()}
+              for who, text in zip(turns[::2], turns[1::2], strict=True)]
+    cut += len("\n\nAssistant:")
     return prompt, [chosen[cut:].strip(), rejected[cut:].strip()]
 
 
@@ -147,10 +204,11 @@ def offsetbias(row, where):
 
 def math_single(row, where):
     """A verified answer to a verifiable question: n = 1, r = 1 if it is right (§3.2)."""
-    if field(row, "is_correct", bool, int) not in (0, 1):
+    right = field(row, "is_correct", bool, int)
+    if right not in (0, 1):
         raise UserError("field 'is_correct' must be true or false")
     return [{"prompt": field(row, "problem"), "responses": [field(row, "response")],
-             "domain": "math", "rewards": [int(row["is_correct"])],
+             "domain": "math", "rewards": [int(right)],
              "reference": row.get("answer")}]
 
 
@@ -218,6 +276,9 @@ def ppe_reference(row):
     Choice: the answer in the columns of each set; IFEval has none, so the constraints that its
     checker tests, with their arguments.
     """
+    row = row | {key: from_text(row[key], list, int) for key in (
+        "options", "answer_index", "correct_choice_index", "instruction_id_list", "kwargs")
+        if key in row}
     try:
         if "options" in row:  # MMLU-Pro
             return f"({row['answer']}) {row['options'][row['answer_index']]}"

@@ -216,7 +216,7 @@ def test_best_of_n_by_pairs():
     bon = [e for e in load_examples(f"rmb:{FIXTURES / 'rmb'}", "test")
            if e.domain == "helpfulness-bon"]
     pairs, [e] = as_pairs(bon), bon
-    assert [(p.id, p.responses, p.rewards, p.extra["of"]) for p in pairs] == [
+    assert [(p.id, p.responses, p.rewards, p.of) for p in pairs] == [
         (f"{e.id}#{j}", [e.responses[0], e.responses[j]], [1, 0], e.id) for j in (1, 2, 3)]
     assert as_pairs(pairs) == pairs
     # sample 0 of rmb/0: won and tied, 1/2

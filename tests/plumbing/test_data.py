@@ -12,6 +12,7 @@ from conftest import ROOT
 from grm import build_prompt
 from plumbing import data, sets
 from plumbing.data import load_chats, load_examples
+from plumbing.records import read_jsonl
 from plumbing.runs import UserError
 from plumbing.sets import SETS
 
@@ -73,9 +74,9 @@ def fixture(name):
     return rows, str(file.relative_to(FIXTURES))
 
 
-def refuses(problem, *arguments, **options):
+def refuses(problem, name, *arguments, **options):
     with pytest.raises(UserError, match=problem) as error:
-        load_examples(*arguments, **options)
+        load_examples(str(name), *arguments, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -216,8 +217,66 @@ def test_pairs_in_every_form_of_prompt(tmp_path):
     assert load_examples(f"pairs:{path}")[0].prompt == [user("a")]
 
 
+def system(text):
+    return {"role": "system", "content": text}
+
+
+CAT = {"chosen": "The word is chat.", "rejected": "The word is chien."}
+YES = {"chosen": [user("Sky?"), assistant("Blue.")], "rejected": [user("Sky?"), assistant("Tin.")]}
+TALK = {"chosen": [assistant("Blue.")], "rejected": [assistant("Tin.")]}
+
+
+@pytest.mark.parametrize("row, prompt", [
+    ({"instruction": "Translate 'cat'.", "input": "", **CAT}, [user("Translate 'cat'.")]),
+    ({"instruction": "Translate.", "input": "cat", **CAT}, [user("Translate.\n\ncat")]),
+    ({"question": "What is 'cat'?", "system": "", **CAT}, [user("What is 'cat'?")]),
+    ({"system": "Be brief.", "input": "cat?", **CAT}, [system("Be brief."), user("cat?")]),
+    ({"prompt": "Q: cat?\nA:", "question": "cat?", **CAT}, [user("Q: cat?\nA:")]),
+    # message lists: what only another column has is kept, what they repeat is not
+    ({"prompt": [system("Be brief."), user("Sky?")], **YES}, [system("Be brief."), user("Sky?")]),
+    ({"system": "Be brief.", "question": "Sky?", **YES}, [system("Be brief."), user("Sky?")]),
+    ({"prompt": [system("Be brief.")], **YES}, [system("Be brief."), user("Sky?")]),
+    ({"system": "Be brief.", "instruction": "Sky?", **TALK}, [system("Be brief."), user("Sky?")]),
+    ({"prompt": [user("Hi"), assistant("Hi!"), user("Sky?")], **YES},
+     [user("Hi"), assistant("Hi!"), user("Sky?")]),
+    # message lists as JSON text
+    ({key: json.dumps(value) for key, value in YES.items()}, [user("Sky?")]),
+    ({"prompt": json.dumps([system("s"), user("Sky?")]), **TALK}, [system("s"), user("Sky?")]),
+])
+def test_columns_of_a_pair_that_hold_its_prompt(row, prompt, tmp_path):
+    path = write(tmp_path / "rows.jsonl", [row])
+    example, = load_examples(f"pairs:{path}")
+    assert example.prompt == prompt
+    assert example.responses == (
+        ["The word is chat.", "The word is chien."] if "word" in str(row) else ["Blue.", "Tin."])
+
+
+@pytest.mark.parametrize("row, kept", [
+    ({"status": "tie"}, 0), ({"status": "swapped", "rating": [9, 8]}, 1),
+    ({"chosen-rating": 4, "rejected-rating": 4.0}, 0), ({"chosen-rating": 4}, 1),
+    ({"score_chosen": 2, "score_rejected": 8}, 0), ({"score_chosen": 8, "score_rejected": 2}, 1),
+    ({"chosen_score": "7.5", "rejected_score": "8"}, 0),
+    ({"rating_chosen": 5, "rating_rejected": 1}, 1),
+    ({"chosen_reward": -1.0, "rejected_reward": float("nan")}, 1),
+    ({"chosen_length": 10, "rejected_length": 90}, 1)])
+def test_a_pair_that_other_columns_contradict_is_no_win(row, kept, tmp_path):
+    sure = {"prompt": "p", "chosen": "a", "rejected": "b"}
+    path = write(tmp_path / "rows.jsonl", [{**sure, **row}, sure])
+    assert len(load_examples(f"pairs:{path}")) == 1 + kept
+
+
 @pytest.mark.parametrize("name, file, row, problem", [
     ("pairs", "x", {"chosen": "Yes.", "rejected": "No."}, "field 'prompt' is missing"),
+    ("pairs", "x", CAT, "field 'prompt' is missing"),  # a common beginning is no prompt
+    ("pairs", "x", {"prompt": "a", "question": "b", **CAT}, "'prompt' and 'question' hold two"),
+    ("pairs", "x", {"question": "a", "input": "b", **CAT}, "'question' and 'input' hold two"),
+    ("pairs", "x", {"question": "a", "context": "b", **CAT}, "'question' and 'context' hold two"),
+    ("pairs", "x", {"question": "a", "history": [["q", "a"]], **CAT}, "field 'history' must be"),
+    ("pairs", "x", {"prompt": "a", "system": 3, **CAT}, "field 'system' must be str"),
+    ("pairs", "x", {"prompt": "Grass?", **YES}, "field 'prompt' .* is not in the messages"),
+    ("pairs", "x", {"system": "s", "chosen": [system("t"), *YES["chosen"]],
+                    "rejected": [system("t"), *YES["rejected"]]}, "is not in the messages"),
+    ("pairs", "x", {key: str(value) for key, value in YES.items()}, "field 'chosen' must be"),
     ("pairs", "x", {"chosen": [user("a"), assistant("b")], "rejected": "c"},
      "field 'rejected' must be a text or"),
     ("pairs", "x", {"chosen": [user("a"), assistant("b")], "rejected": [user("x"), assistant("c")]},
@@ -367,12 +426,17 @@ def test_benchmarks_are_not_for_training(name, split):
     refuses("rewardbench is a benchmark", name, split)
 
 
-def test_limit_domain_and_ids(tmp_path):
+def test_limit_domain_and_ids(tmp_path, capsys):
     """Of a set that is sorted by source the limit takes evenly spaced items; ids stay."""
     assert [e.id for e in load("rewardbench", limit=2)] == ["rewardbench/0", "rewardbench/2"]
     refuses("--limit must be at least 1", "toy", limit=0)
     name = str(write(tmp_path / "rows:1@x#2.jsonl", records(6)))  # an ordinary path
     assert [e.id for e in load_examples(name, "test", limit=3)] == ["r0", "r1", "r2"]
+    assert capsys.readouterr().out == ""
+    for row in (rows := records(6)):  # sorted by domain
+        row["domain"] = f"d{int(row['id'][1]) // 2}"
+    load_examples(str(write(tmp_path / "sorted.jsonl", rows)), limit=2)
+    assert "none of the first 2 items is of domain d1, d2; shuffle" in capsys.readouterr().out
     assert [e.id for e in load_examples(name, domain="d1")] == ["r1", "r3", "r5"]
     assert [e.id for e in load_examples(name, exclude_domain="d1", limit=2)] == ["r0", "r2"]
     refuses("no item left with domain 'x'", name, domain="x")
@@ -410,26 +474,63 @@ def write_csv(path, rows):
                           for key, value in row.items()} for row in rows)
 
 
-def test_file_formats_agree(tmp_path):
+def test_file_formats_agree(tmp_path, capfd):
     """Lists are JSON in the cells of a CSV; a text that only begins like one stays a text.
 
     The second round finds other files under the same names.
     """
-    own = [{"id": "x", "prompt": "Hi, you", "responses": ["a", "[b]"], "rewards": [0, 1.5]},
+    own = [{"id": "x", "prompt": "Hi, you", "responses": ["a", "[b]"], "rewards": [0, 1.5],
+            "preference_strength": 2},
            {"id": "y", "prompt": "[Ho", "responses": ["c"], "rewards": [1], "domain": "d",
             "source": "web"}]
     for prefix, rows in (("skywork:", fixture("skywork")[0]), ("", own)):
         lines = write(tmp_path / "a.jsonl", rows)
         expected = load_examples(f"{prefix}{lines}")
         (tmp_path / "a.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.read_bytes()))
-        (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.read_bytes() + b"\n\n")
-        datasets.Dataset.from_json(str(tmp_path / "a.json")).to_parquet(tmp_path / "a.parquet")
         write_csv(tmp_path / "a.csv", rows)
-        for name in ("a.json", "a.jsonl.gz", "bom.jsonl", "a.parquet", "a.csv"):
+        for name in ("a.jsonl", "a.json", "a.csv"):
+            (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        (tmp_path / "bom.jsonl").write_bytes(b"\xef\xbb\xbf" + lines.read_bytes() + b"\n\n")
+        table = datasets.Dataset.from_json(str(tmp_path / "a.json"))
+        table.to_parquet(tmp_path / "a.parquet")
+        shutil.rmtree(tmp_path / "disk", ignore_errors=True)
+        table.save_to_disk(tmp_path / "disk", num_shards=2)
+        (tmp_path / "disk" / "cache-1.arrow").write_bytes(b"what map() left")
+        capfd.readouterr()
+        for name in ("a.json", "a.jsonl.gz", "a.json.gz", "a.csv.gz", "bom.jsonl", "a.parquet",
+                     "a.csv", "disk"):
             assert load_examples(f"{prefix}{tmp_path / name}") == expected, name
+            if not prefix:
+                assert [e.responses for e in read_jsonl(tmp_path / name)] == [
+                    row["responses"] for row in rows], name
+        said = "".join(capfd.readouterr())
+        assert "Generating" not in said and said.count("\n") == 8 * bool(prefix), said  # a tie
     write_csv(tmp_path / "a.csv", [{"chosen": "a"}])
     refuses(r"a\.csv, row 0: field 'rejected' is missing", f"skywork:{tmp_path / 'a.csv'}")
+    (tmp_path / "one.json").write_text(json.dumps(own[0], indent=1))  # one object, not a list
+    assert [e.id for e in read_jsonl(tmp_path / "one.json")] == ["x"]
+
+
+def test_answers_in_a_csv_stay_texts(tmp_path):
+    """A column of numbers, or the word None, is an answer and no number, and is not missing."""
+    write_csv(tmp_path / "a.csv", [{"prompt": "2 + 2", "chosen": "4", "rejected": "5"},
+                                   {"prompt": "007?", "chosen": "None", "rejected": "[1, 2]"},
+                                   {"prompt": "a list", "chosen": "NA", "rejected": "1.0"}])
+    assert [e.responses for e in load_examples(f"pairs:{tmp_path / 'a.csv'}")] == [
+        ["4", "5"], ["None", "[1, 2]"], ["NA", "1.0"]]
+    write_csv(tmp_path / "b.csv", [{"problem": "1 + 1", "response": "2", "is_correct": True}])
+    assert short(load_examples(f"math:{tmp_path / 'b.csv'}")) == [(["2"], [1])]
+
+
+def test_a_folder_with_several_splits_is_not_one_file(tmp_path):
+    parts = {name: datasets.Dataset.from_list(hh(4, name)) for name in ("train", "test")}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "disk")
+    for split in parts:  # the folders tell the splits
+        found = load_examples(f"hh-rlhf:{tmp_path / 'disk'}", split)
+        assert {e.prompt[0]["content"].split()[0] for e in found} == {split}
+    refuses("disk is a folder; give one of its files, .* it holds test, train", tmp_path / "disk")
+    write(tmp_path / "empty" / "a.txt", [])
+    refuses("empty does not exist or holds no file ending in", tmp_path / "empty")
 
 
 @pytest.mark.parametrize("name, content, problem", [
@@ -438,11 +539,17 @@ def test_file_formats_agree(tmp_path):
     # no time stamp, so that this test has one name in all processes
     ("x.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-9], "cannot be read"),
     ("x.jsonl", b"\xff", "line 1: not JSON in UTF-8"),
-    ("x.txt", b"", r"does not exist|give a file ending in \.jsonl, \.jsonl\.gz, \.json, \.csv")])
+    ("x.txt", b"", r"does not exist|give a file ending in \.jsonl, \.jsonl\.gz, \.json, .*\.csv")])
 def test_unreadable_files_are_named(name, content, problem, tmp_path):
     (tmp_path / name).write_bytes(content)
     refuses(rf"skywork, .*{name}.*({problem})", f"skywork:{tmp_path / name}")
     refuses(rf"^{tmp_path / name}.*({problem})", str(tmp_path / name))
+
+
+def test_a_part_that_is_none_is_named(tmp_path):
+    file = write(tmp_path / "rows.jsonl", records(2))
+    for name in (file, f"pairs:{file}"):
+        refuses(rf"no part 'foo'; {name}#train, #validation or #test", f"{name}#foo")
 
 
 def test_folders(tmp_path):
@@ -457,7 +564,7 @@ def test_folders(tmp_path):
 
 def test_pairs_given_as_records_name_the_way_to_read_them(tmp_path):
     path = write(tmp_path / "mine.jsonl", [{"prompt": "Hi.", "chosen": "Yes.", "rejected": "No."}])
-    refuses(r"'id' is missing; --data pairs:FILE\.jsonl reads chosen/rejected", str(path))
+    refuses(r"'responses' is missing; --data pairs:FILE\.jsonl reads chosen/rejected", str(path))
     assert load_examples(f"pairs:{path}")[0].responses == ["Yes.", "No."]
 
 

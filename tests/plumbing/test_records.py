@@ -10,6 +10,7 @@ import re
 import pytest
 from conftest import ROOT
 
+from infer_scale import sample_row
 from plumbing.records import PreferenceExample, read_jsonl
 from plumbing.runs import UserError
 
@@ -37,7 +38,7 @@ def without(field):
 
 
 @pytest.mark.parametrize("field, rows", [
-    ("id", [without("id"), *[{**GOOD, "id": v} for v in (None, "", 1.5, True, [1])]]),
+    ("id", [{**GOOD, "id": v} for v in ("", 1.5, True, [1])]),
     ("prompt", [without("prompt"), *[{**GOOD, "prompt": v} for v in (
         None, [], ["Hi"], {}, [{"role": "user"}], [{"role": "user", "content": None}],
         [{"role": "judge", "content": "Hi"}], [{"role": ["user"], "content": "Hi"}],
@@ -47,7 +48,8 @@ def without(field):
     ("rewards", [{**GOOD, "rewards": v} for v in (
         [1], [0, 1, 2], "01", [0, "1"], [0, None], [0, True], [0, NAN], [0, INF])]
      + [{**GOOD, "responses": ["x"], "rewards": v} for v in ([2], [0.5])]),
-    ("preference_strength", [{**GOOD, "preference_strength": v} for v in ("2", 1.5)]),
+    ("preference_strength", [{**GOOD, "preference_strength": v} for v in ("much", 1.5)]),
+    ("cluster", [{**GOOD, "cluster": v} for v in ([1, 2], {"a": 1})]),
     ("domain", [{**GOOD, "domain": 3}]), ("reference", [{**GOOD, "reference": ["x"]}]),
 ])
 def test_reader_names_file_line_and_field(tmp_path, field, rows):
@@ -94,6 +96,47 @@ def test_reader_refuses_a_repeated_id(tmp_path):
     path = write(tmp_path / "items.jsonl", {**GOOD, "id": 1}, {**GOOD, "id": "1"})
     with pytest.raises(UserError, match="line 2.*'id'"):
         read_jsonl(path)
+
+
+def test_an_item_without_an_id_gets_one_from_its_texts(tmp_path):
+    """The same in every file, whatever the labels say; two equal items have two ids."""
+    other = {**without("id"), "prompt": "Ho"}
+    rows = [without("id"), other, {**without("id"), "rewards": [1, 0], "id": None}, GOOD]
+    first, second, again, named = read_jsonl(write(tmp_path / "items.jsonl", *rows))
+    assert len({first.id, second.id, again.id, named.id}) == 4 and named.id == "a"
+    assert again.id == first.id + "-2" and len(first.id) == 16
+    assert read_jsonl(write(tmp_path / "more.jsonl", other))[0].id == second.id
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: b"\xef\xbb\xbf" + text, lambda text: b"\xef\xbb\xbf" * 2 + text,
+    lambda text: text.replace(b"\n", b"\n\xef\xbb\xbf"), lambda text: b"\n\xef\xbb\xbf" + text,
+    lambda text: text.decode().encode("utf-16"),
+    lambda text: ("\ufeff" + text.decode()).encode("utf-16-be")],
+    ids=["first", "twice", "joined files", "behind a blank line", "utf-16", "utf-16-be"])
+def test_reader_looks_through_a_byte_order_mark(change, tmp_path, capsys):
+    path = write(tmp_path / "items.jsonl", GOOD, {**GOOD, "id": "b", "prompt": "é"})
+    path.write_bytes(change(path.read_bytes()))
+    assert [(e.id, e.prompt[0]["content"]) for e in read_jsonl(path, skip_bad=True)] == [
+        ("a", "Hi"), ("b", "é")]
+    assert capsys.readouterr().out == ""
+
+
+def test_reader_drops_items_whose_best_text_stands_twice(tmp_path, capsys):
+    """No judge can put one of two equal texts above the other, whatever the label says."""
+    rows = [{**GOOD, "responses": ["x", "x"]}, {**GOOD, "id": "b"},
+            {**GOOD, "id": "c", "responses": ["x", "y", "x"], "rewards": [2, 1, 0]},
+            {**GOOD, "id": "d", "responses": ["y", "x", "x"], "rewards": [2, 1, 0]},
+            {**GOOD, "id": "e", "responses": ["x", "x"], "rewards": None}]  # to be scored
+    assert [e.id for e in read_jsonl(write(tmp_path / "items.jsonl", *rows))] == ["b", "d", "e"]
+    assert "3 items; 2 dropped" in capsys.readouterr().out
+
+
+def test_a_field_of_the_user_named_of_joins_nothing(tmp_path):
+    """Only the pairs that `as_pairs` makes are parts of one item."""
+    rows = [{**GOOD, "id": f"{i}", "of": value} for i, value in enumerate(["x", "x", [1]])]
+    judged = [sample_row(e, []) for e in read_jsonl(write(tmp_path / "items.jsonl", *rows))]
+    assert len(judged) == 3 and not any("of" in row for row in judged)
 
 
 def test_reader_keeps_what_it_does_not_know_and_fills_in_defaults(tmp_path):
