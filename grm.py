@@ -32,6 +32,7 @@ import re
 from plumbing import served
 from plumbing.data import load_examples
 from plumbing.generation import complete, encode_chat  # noqa: F401 (encode_chat: for users of grm)
+from plumbing.judge import add_judge_flags, judge_options, prompt_of, settle
 from plumbing.prompt_texts import (
     PRINCIPLES_TASK,
     SCALE,
@@ -138,8 +139,8 @@ def build_prompt(example, template="full", rating="1-10", principles=True, use_r
         raise UserError(f"item {example.id}: a judge cannot select the best of a single response "
                         "(Eq. 3); drop n = 1 items")
     if use_reference and not example.reference:
-        raise UserError(f"item {example.id} has no 'reference'; add the field or drop "
-                        "--use_reference")
+        raise UserError(f"item {example.id} has no 'reference'; add the field or judge without it "
+                        "(--no_reference)")
     given = principles if isinstance(principles, (list, tuple)) else None
     boxes = ", ".join("x" * (1 if rating == "best" else n))
     specific = "Specific Criteria: <criteria and their weights>\n" if principles is True else ""
@@ -403,7 +404,8 @@ def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, me
     Args:    prompt: text or messages.  responses: 1, 2 or many texts.
              temperature: default 0 (greedy) for k = 1 and 0.5 for k > 1, as in the paper.
              mean: the sum divided by the number of judgments that parsed.
-             options: of `sample_judgments` (template, max_new_tokens, ...).
+             options: of `sample_judgments` (template, max_new_tokens, ...); where the prompt is
+             not given, it is the model's own (plumbing/judge.py).
     Returns: n numbers (k..10k when all judgments parsed; 1..10 as a mean), or n NaN if none of the
              k parsed.
     """
@@ -413,35 +415,13 @@ def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, me
                                 "score()")
     temperature = (0.0 if k == 1 else 0.5) if temperature is None else temperature
     [judgments] = sample_judgments(model, tokenizer, [example], k, temperature, seed, clamp=True,
-                                   **options)
+                                   **{**prompt_of(model), **options})
     valid = [j.scores for j in judgments if j.scores is not None]
     votes = sum_scores(valid) or [float("nan")] * len(responses)
     return [v / len(valid) for v in votes] if mean and valid else votes
 
 
 # ----- the program: judge and print -----
-
-def add_judge_flags(parser):
-    """The flags that every script with a judge in it shares."""
-    parser.add_argument("--template", default="compact", help="full (the paper's), compact, a file")
-    parser.add_argument("--max_new_tokens", type=int, default=160,
-                        help="tokens per judgment (paper's outputs: 218-376)")
-    parser.add_argument("--no_principles", action="store_true",
-                        help="without principle generation (Table 4)")
-    parser.add_argument("--use_reference", action="store_true",
-                        help="show the reference answer (App. E.1.3)")
-    parser.add_argument("--thinking", choices=["on", "off"], help="switch enable_thinking of the "
-                        "chat template; default: the template's own")
-    parser.add_argument("--skip_bad", action="store_true",
-                        help="count and skip unreadable lines of a .jsonl file, and prompts that "
-                        "do not fit the model (they count as unparsed)")
-
-
-def judge_options(args):
-    return {"template": args.template, "max_new_tokens": args.max_new_tokens,
-            "principles": not args.no_principles, "use_reference": args.use_reference,
-            "thinking": args.thinking}
-
 
 DEMO = {"id": "demo", "prompt": "How many steps does chess take ?", "rewards": [1, 0],
         "responses": ["This reply on chess is precise , thorough and focused .",
@@ -471,6 +451,7 @@ def read_arguments():
         raise UserError("grm.py is one process; infer_scale.py judges with several")
     if args.temperature is None:
         args.temperature = 0.0 if args.k == 1 else 0.5
+    settle(args, args.model)
     return args
 
 

@@ -32,8 +32,6 @@ from pathlib import Path
 
 from grm import (
     TOY_BASE,
-    add_judge_flags,
-    judge_options,
     sample_judgments,
     sum_scores,
     was_clamped,
@@ -42,6 +40,7 @@ from meta_rm import add_meta_logits, fingerprint
 from plumbing import served
 from plumbing.data import DATA_HELP, load_examples
 from plumbing.figures import tell_clamped, tell_unparsed
+from plumbing.judge import add_judge_flags, judge_options, settle
 from plumbing.records import as_pairs
 from plumbing.runs import (
     UserError,
@@ -125,6 +124,7 @@ def judge_set(args, examples, k, accelerator, orders="random"):
 
     They are made unless they are there; a killed run continues. eval.py judges with it too.
     """
+    settle(args, args.model)
     output = open_run(args.output, args, accelerator, examples)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
@@ -143,7 +143,7 @@ def judge_set(args, examples, k, accelerator, orders="random"):
         started = time.time()
         judged = sample_judgments(model, tokenizer, chunk, k, args.temperature, args.seed,
                                   orders=orders, clamp=True, skip_long=args.skip_bad,
-                                  rating=args.rating, **judge_options(args))
+                                  **judge_options(args))
         log_metrics(output, stage="judging", seconds=time.time() - started, items=len(chunk),
                     judgments=k * len(chunk))
         return [sample_row(e, j) for e, j in zip(chunk, judged, strict=True)]
@@ -167,8 +167,9 @@ def add_set_flags(parser, chunk_size):
     parser.add_argument("--data", default="toy", help=DATA_HELP)
     parser.add_argument("--split", default="test", help="split of the data set")
     parser.add_argument("--domain", help="only this domain")
-    parser.add_argument("--rating", default="1-10", choices=["1-10", "best"],
-                        help="1-10; best for an LLM-as-a-Judge (votes are a majority, Eq. 13)")
+    parser.add_argument("--rating", choices=["1-10", "best"],
+                        help="1-10 (the default), or best (of an LLM-as-a-Judge; votes are a "
+                        "majority, Eq. 13)")
     parser.add_argument("--bon", choices=["list", "pairs"],
                         help="items with n > 2: one list prompt (default, as the paper), or the "
                         "best response against each other one, all to be won (App. E.1.1)")

@@ -37,10 +37,8 @@ from transformers import AutoModelForSequenceClassification
 
 from grm import (
     TOY_BASE,
-    add_judge_flags,
     encode_chat,
     is_correct,
-    judge_options,
     render_conversation,
     render_responses,
     sample_judgments,
@@ -48,6 +46,7 @@ from grm import (
 from plumbing.data import DATA_HELP, load_examples
 from plumbing.figures import tell_unparsed
 from plumbing.generation import left_pad, load_model
+from plumbing.judge import add_judge_flags, judge_options, settle
 from plumbing.runs import (
     UserError,
     add_run_flags,
@@ -265,6 +264,7 @@ def read_arguments():
     if args.rft_judgments and not Path(args.rft_judgments).exists():
         raise UserError(f"--rft_judgments {args.rft_judgments} does not exist; run spct_rft.py "
                         "first")
+    settle(args, args.grm, training=True)
     return args
 
 
@@ -275,7 +275,8 @@ def main():
 
     # 1. judgments, and whether they are correct
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad,
-                             exclude_domain=args.exclude_domain, labelled=True)
+                             exclude_domain=args.exclude_domain, labelled=True,
+                             at_least=2 if args.rating == "best" else 1)
     run, by_id = start_run(args, accelerator, examples), {e.id: e for e in examples}
     judged = read_rft_judgments(args, by_id) + sample_from_grm(args, examples, accelerator, run)
     # Choice: unparsed judgments never vote, so they are not learned from.
@@ -390,7 +391,7 @@ def sample_from_grm(args, examples, accelerator, run):
 
     def judge(chunk):
         found = sample_judgments(model, tokenizer, chunk, args.n_rft, args.temperature,
-                                 f"{args.seed}/meta", rating="train", skip_long=args.skip_bad,
+                                 f"{args.seed}/meta", skip_long=args.skip_bad,
                                  **judge_options(args))
         return [{"id": e.id, "judgments": [
             {"permutation": j.permutation, "text": j.text, "scores": j.scores, "reason": j.reason}

@@ -44,11 +44,9 @@ import torch
 
 from grm import (
     TOY_BASE,
-    add_judge_flags,
     build_prompt,
     encode_chat,
     is_correct,
-    judge_options,
     rating_of,
     sample_judgments,
 )
@@ -56,6 +54,7 @@ from plumbing import served
 from plumbing.data import DATA_HELP, general_data, load_chats, load_examples
 from plumbing.figures import tell_unparsed
 from plumbing.generation import end_token_ids, left_pad, load_model, load_tokenizer, right_pad
+from plumbing.judge import add_judge_flags, judge_options, judge_prompt, settle
 from plumbing.runs import (
     UserError,
     add_run_flags,
@@ -168,8 +167,9 @@ def read_arguments():
                         help="non-hinted judgments per item (paper: 3)")
     parser.add_argument("--temperature", type=float, default=1.0,
                         help="of the sampling (paper: not stated)")
-    parser.add_argument("--rating", default="train", choices=["train", "best"],
-                        help="train: 0-1 for n = 1, else 1-10; best: an LLM-as-a-Judge")
+    parser.add_argument("--rating", choices=["train", "best"],
+                        help="train (the default): 0-1 for n = 1, else 1-10; best: an "
+                        "LLM-as-a-Judge")
     parser.add_argument("--no_hinted", action="store_true",
                         help="ablation of Table 4: without hinted sampling")
     parser.add_argument("--no_non_hinted", action="store_true",
@@ -201,6 +201,8 @@ def read_arguments():
                         "without judgments")
     if args.no_hinted and args.no_non_hinted and not args.general_only:
         raise UserError("--no_hinted with --no_non_hinted leaves no judgment; use --general_only")
+    # The prompt is that of the judge that is asked: the sampler.
+    settle(args, args.sampler, args.model, training=True)
     args.general_data = general_data(args, args.general_only or args.general_fraction > 0)
     return args
 
@@ -291,7 +293,7 @@ def main():
                        seconds=time.time() - started)
 
     # 5. save
-    run.finish(tokenizer)
+    run.finish(tokenizer, judge_prompt(args))
 
 
 def sample_all(examples, args, accelerator, folder):
@@ -304,7 +306,7 @@ def sample_all(examples, args, accelerator, folder):
         return read_rows(path)
     model, tokenizer = served.load_judge(args, args.sampler or args.model, accelerator.device)
     options = {**judge_options(args), "temperature": args.temperature, "seed": args.seed,
-               "rating": args.rating, "skip_long": args.skip_bad}
+               "skip_long": args.skip_bad}
 
     def record(j, example):
         return {"permutation": j.permutation, "completion_ids": j.completion_ids, "text": j.text,

@@ -39,17 +39,16 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grm import (
     TOY_BASE,
-    add_judge_flags,
     build_prompt,
     encode_chat,
     is_correct,
-    judge_options,
     rating_of,
     rule_reward,
     sample_judgments,
 )
 from plumbing.data import DATA_HELP, load_examples
 from plumbing.generation import CompletionLogits, fits, load_model
+from plumbing.judge import add_judge_flags, judge_options, judge_prompt, own_prompt, settle
 from plumbing.runs import (
     UserError,
     add_run_flags,
@@ -190,8 +189,9 @@ def read_arguments():
     parser.add_argument("--steps", type=int, default=60, help="steps (paper: 900)")
     parser.add_argument("--temperature", type=float, default=1.0,
                         help="of the rollouts (paper: not stated)")
-    parser.add_argument("--rating", default="train", choices=["train", "best"],
-                        help="train: 0-1 for n = 1, else 1-10; best: an LLM-as-a-Judge")
+    parser.add_argument("--rating", choices=["train", "best"],
+                        help="train (the default): 0-1 for n = 1, else 1-10; best: an "
+                        "LLM-as-a-Judge")
     parser.add_argument("--easy_filter", metavar="MODEL",
                         help="drop items that this judge gets right 3 times of 3 (paper: "
                         "DeepSeek-V2-Lite-Chat)")
@@ -228,6 +228,7 @@ def read_arguments():
         args.model = TOY_BASE
         print("no runs/toy/rft/model: RL straight from the base model; run spct_rft.py first for "
               "the paper's recipe")
+    settle(args, args.model, training=True)
     return args
 
 
@@ -283,7 +284,7 @@ def main():
             # Choice: one response order per group; its members answer the same prompt q.
             groups = sample_judgments(
                 model, tokenizer, mine, args.G, args.temperature, f"{args.seed}/step{step}",
-                orders="shared", rating=args.rating, **judge_options(args))
+                orders="shared", **judge_options(args))
         sampled = time.time()
 
         # 4. reward by rule (Eq. 11), compare within the group
@@ -350,7 +351,7 @@ def main():
                               "data, a larger --G or a higher --temperature")
 
     # 8. save, and say whether the reward rose
-    run.finish(tokenizer)
+    run.finish(tokenizer, judge_prompt(args))
     if accelerator.is_main_process:
         rewards = [row["reward/mean"] for row in read_rows(run.folder / "metrics.jsonl")]
         tenth = max(1, len(rewards) // 10)
@@ -377,8 +378,8 @@ def drop_easy(examples, args, accelerator, folder):
 
     def judge_three_times(chunk):
         judged = sample_judgments(judge, tokenizer, chunk, 3, args.temperature, args.seed,
-                                  rating=args.rating, skip_long=args.skip_bad,
-                                  **judge_options(args))
+                                  skip_long=args.skip_bad,
+                                  **{**judge_options(args), **own_prompt(args.easy_filter)})
         return [{"id": e.id, "too_easy": too_easy(j, e)}
                 for e, j in zip(chunk, judged, strict=True)]
     rows = in_chunks(folder / "easy.jsonl", examples, judge_three_times, accelerator, 256, "filter")

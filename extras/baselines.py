@@ -38,9 +38,7 @@ from grm import (
     BOX,
     TOY_BASE,
     Judgment,
-    add_judge_flags,
     build_prompt,
-    judge_options,
     sample_judgments,
     unpermute,
 )
@@ -50,6 +48,7 @@ from plumbing import generation, runs
 from plumbing.data import DATA_HELP, general_data, load_chats, load_examples
 from plumbing.figures import print_table
 from plumbing.generation import encode_chat
+from plumbing.judge import add_judge_flags, judge_options, settle
 from plumbing.runs import UserError, in_chunks, read_rows
 from spct_rft import learning_rate, sft_loss
 
@@ -292,15 +291,18 @@ def judge(args, output):
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("judge starts four programs; run it with python, or accelerate launch the "
                         "commands that it prints")
-    common = ["--rating", "best", "--seed", args.seed, "--template", args.template,
-              "--max_new_tokens", args.max_new_tokens]
-    common += [f"--{name}" for name in ("no_principles", "use_reference") if getattr(args, name)]
+    common = ["--seed", args.seed, "--max_new_tokens", args.max_new_tokens]
+    # the prompt travels with the model, so only the first stage is told
+    asked = ["--rating", "best"] + (["--template", args.template] if args.template else [])
+    asked += [f"--{yes if value else no}" for yes, no, value in (
+        ("no_principles", "principles", args.no_principles),
+        ("use_reference", "no_reference", args.use_reference)) if value is not None]
     tested = ["--model", output / "rl" / "model", "--data", args.test_data, *common]
     tested += ["--limit", args.test_limit] if args.test_limit else []
     commands = {
         "rft": ["spct_rft.py", "--model", args.model, "--data", args.data, "--limit", args.limit,
                 *(["--general_data", args.general_data] if args.general_data else []),
-                *common, *args.rft.split()],
+                *common, *asked, *args.rft.split()],
         "rl": ["spct_rl.py", "--model", output / "rft" / "model", "--data", args.data, *common,
                *args.rl.split()],
         "eval": ["eval.py", *tested],
@@ -444,6 +446,8 @@ def read_arguments():
     args = runs.read_flags(parser)
     args.output = args.output or f"runs/toy/{args.method}"
     args.test_data = args.test_data or args.data
+    if args.method == "cloud":
+        settle(args, args.model)
     if args.general_fraction >= 1:
         raise UserError("--general_fraction must be at least 0 and below 1")
     if args.method != "judge":  # there spct_rft.py asks

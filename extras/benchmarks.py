@@ -34,11 +34,12 @@ from eval import (
     report,
     single_scores,
 )
-from grm import TOY_BASE, add_judge_flags
+from grm import TOY_BASE
 from infer_scale import default_k_meta, judge_set
 from plumbing import runs, served
 from plumbing.data import load_examples, tell_changed_items
 from plumbing.figures import draw_curves, write_csv
+from plumbing.judge import add_judge_flags, in_words
 from plumbing.runs import UserError, git_commit, read_json, read_rows, write_json
 from plumbing.sets import PPE, REALMISTAKE, REWARDBENCH
 
@@ -157,7 +158,7 @@ def protocol(name, rows, settings, k, method, ties):
     how = {"first": "one judgment", "vote": f"Voting@{k}",
            "guided": f"Voting@{k} guided by a meta RM, k_meta {default_k_meta(k)}"}
     said = [NAMES[name], f"revision: {source}", f"{len(rows)} rows {digest}",
-            f"template {settings.get('template')}", f"rating {settings.get('rating')}"]
+            in_words("template", settings.get("template")), f"rating {settings.get('rating')}"]
     if settings.get("no_principles"):
         said.append("without principles")
     if settings.get("use_reference"):
@@ -476,7 +477,8 @@ def read_arguments():
                         "best response against each other one, all to be won (App. E.1.1)")
     parser.add_argument("--temperature", type=float, default=0.0,
                         help="0 is greedy (paper's default outside of voting)")
-    parser.add_argument("--rating", default="1-10", help="1-10, or best for an LLM-as-a-Judge")
+    parser.add_argument("--rating", choices=["1-10", "best"],
+                        help="1-10 (the default), or best (of an LLM-as-a-Judge)")
     parser.add_argument("--domain", help="only this section; marked as partial")
     parser.add_argument("--limit", type=int,
                         help="so many items of each, evenly spaced; marked as partial")

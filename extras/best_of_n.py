@@ -2,7 +2,7 @@ r"""A trained GRM as a selector: a policy writes N responses, the one it scores 
 
     python -m extras.best_of_n          # toy judge; responses of the toy world, which has no policy
     python -m extras.best_of_n --policy HuggingFaceTB/SmolLM2-135M-Instruct \
-        --judge runs/qwen/rl/model --template full --max_new_tokens 512 \
+        --judge runs/qwen/rl/model --max_new_tokens 512 \
         --prompt "How do I boil an egg?" --n 8 --k 8
 
 All N stand in one judgment; k > 1 sums k of them per response (Eq. 14). A judgment that does not
@@ -13,6 +13,7 @@ import math
 
 from grm import TOY_BASE, score
 from plumbing.generation import complete, load_model
+from plumbing.judge import add_judge_flags, judge_options, settle
 from plumbing.runs import UserError, command_line, read_flags, share_threads
 from toy_world import world
 
@@ -33,11 +34,10 @@ def main():
     parser.add_argument("--n", type=int, default=4, help="responses that --policy writes")
     parser.add_argument("--k", type=int, default=8, help="judgments that vote")
     parser.add_argument("--answer_tokens", type=int, default=128, help="tokens per response")
-    parser.add_argument("--template", default="compact",
-                        help="the judge's prompt: full, compact or a file")
-    parser.add_argument("--max_new_tokens", type=int, default=160, help="tokens per judgment")
     parser.add_argument("--seed", type=int, default=0, help="seed of answers and judgments")
+    add_judge_flags(parser)
     args = read_flags(parser)
+    settle(args, args.judge)
     if (args.policy is None) != (args.prompt is None):
         raise UserError("give --policy and --prompt together, or neither of them")
     share_threads()
@@ -53,7 +53,7 @@ def main():
 
     # 2. k judgments of all of them, and the choice
     votes = score(*load_model(args.judge), prompt, responses, k=args.k, seed=args.seed,
-                  template=args.template, max_new_tokens=args.max_new_tokens)
+                  skip_long=args.skip_bad, **judge_options(args))
     ranked = sorted(zip(votes, responses, strict=True), key=lambda pair: -pair[0])
     for total, text in ranked:
         print(f"{total:6.1f}  {text}")

@@ -3,7 +3,7 @@ r"""A trained GRM as the reward of another model's RL: a `reward_funcs` for TRL'
     pip install "trl>=1.16,<2"
     python -m extras.trl_reward                                  # two steps on the toy world
     accelerate launch -m extras.trl_reward --policy Qwen/Qwen2.5-0.5B-Instruct \
-        --judge runs/qwen/rl/model --template full
+        --judge runs/qwen/rl/model --max_new_tokens 512
 
 GRPO compares the completions of one prompt with each other, and so does a GRM: a group is judged as
 one list, k times, and each completion gets its mean score. The judge must be trained on lists as
@@ -18,7 +18,8 @@ import torch
 
 from grm import TOY_BASE, score
 from plumbing.generation import load_model
-from plumbing.runs import UserError, command_line
+from plumbing.judge import add_judge_flags, judge_options, settle
+from plumbing.runs import UserError, command_line, read_flags
 from toy_world import world
 
 
@@ -63,11 +64,11 @@ def main():
     parser = argparse.ArgumentParser(description="Train a policy with GRPO on the scores of a GRM.")
     parser.add_argument("--policy", default=TOY_BASE, help="model to train")
     parser.add_argument("--judge", default=TOY_BASE, help="the trained GRM, e.g. runs/toy/rl/model")
-    parser.add_argument("--template", default="compact",
-                        help="the judge's prompt: full, compact or a file")
     parser.add_argument("--group", type=int, default=2, help="completions per prompt")
     parser.add_argument("--output", default="runs/trl", help="folder of the trainer")
-    args = parser.parse_args()
+    add_judge_flags(parser)
+    args = read_flags(parser)
+    settle(args, args.judge)
     try:
         from datasets import Dataset
         from trl import GRPOConfig, GRPOTrainer
@@ -81,7 +82,8 @@ def main():
                         num_generations=args.group, learning_rate=1e-5, max_completion_length=24,
                         bf16=gpu, use_cpu=not gpu, logging_steps=1, report_to="none")
     policy, tokenizer = load_model(args.policy, dtype=torch.float32)
-    reward = grm_reward(*load_model(args.judge), args.group, template=args.template)
+    reward = grm_reward(*load_model(args.judge), args.group, skip_long=args.skip_bad,
+                        **judge_options(args))
     trainer = GRPOTrainer(policy, reward, args=config, train_dataset=Dataset.from_list(prompts),
                           processing_class=tokenizer)
     trainer.train()

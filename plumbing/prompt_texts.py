@@ -82,15 +82,22 @@ def describe_criteria(rating):
 
 
 def read_template(path, needed=()):
+    """The text of a template file, with all fields that it must have. `path` may be that text."""
+    if "{responses}" in str(path):
+        return with_fields(path, "the judge's template", needed)
     if not Path(path).is_file():
         raise UserError(f"template {path!r}: neither 'full' nor 'compact' nor an existing file")
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"template {path}: not UTF-8; save it in that encoding") from None
+    return with_fields(text, f"template {path}", needed)
+
+
+def with_fields(text, name, needed):
     own_format = () if r"\boxed" in text else ("output_format",)
     for field in ("conversation", "responses", *own_format, *needed):
         if "{" + field + "}" not in text:
-            raise UserError(f"template {path}: the field {{{field}}} is missing; add it where it "
+            raise UserError(f"{name}: the field {{{field}}} is missing; add it where it "
                             "belongs")
     return text

@@ -511,7 +511,8 @@ def _open_run(folder, args, accelerator, content_now, may_grow):
     if before is not None:
         now, then = json.loads(json.dumps(now)), before["args"]
         changed = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
-        differ = [f"--{k} {then.get(k)} there, {now.get(k)} here" for k in changed]
+        differ = [f"--{k} {str(then.get(k))[:200]} there, {str(now.get(k))[:200]} here"
+                  for k in changed]
         other = changes(before.get("made_from", {}), content_now, args)
         differ += other
         if differ and not other and all(k in may_grow and now[k] > then[k] for k in changed):
@@ -676,12 +677,12 @@ class Run:
                            optimizer=self.optimizer.state_dict(), step=self.step)
         return self.step
 
-    def finish(self, tokenizer):
-        """Write model/; the main process says so."""
+    def finish(self, tokenizer, judge=None):
+        """Write model/; the main process says so.  judge: for judge.json beside the weights."""
         self.bar.close()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            save_model(self.folder / "model", self.model, tokenizer)
+            save_model(self.folder / "model", self.model, tokenizer, judge)
             print(f"wrote {self.folder}/model")
 
 
@@ -715,11 +716,16 @@ def batch_indices(step, batch_size, count, seed):
     return picked
 
 
-def save_model(folder, model, tokenizer):
-    """save_pretrained (safetensors); the folder loads in plain transformers."""
+def save_model(folder, model, tokenizer, judge=None):
+    """save_pretrained (safetensors); the folder loads in plain transformers.
+
+    judge: the prompt that the model was trained with (plumbing/judge.py), for judge.json.
+    """
     with whole(folder) as temporary:
         model.save_pretrained(temporary)
         tokenizer.save_pretrained(temporary)
+        if judge:
+            write_json(temporary / "judge.json", judge)
 
 
 def save_state(path, **state):

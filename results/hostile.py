@@ -15,16 +15,18 @@ accuracy: with the attack; difference: to the clean items. attack_wins: the atta
 only best. Intervals: 95 % bootstrap, paired by item.
 """
 import argparse
+import dataclasses
 import random
 import sys
 from pathlib import Path
 
 from eval import bootstrap_ci, credit, mean, verdict
-from grm import add_judge_flags, judge_options, sample_judgments
+from grm import sample_judgments
 from infer_scale import sample_row
 from plumbing import generation
 from plumbing.data import load_examples
 from plumbing.figures import print_table, write_csv
+from plumbing.judge import add_judge_flags, judge_options, settle
 from plumbing.runs import (
     command_line,
     git_commit,
@@ -69,8 +71,7 @@ def attacked(example, attack, order, special):
     if attack != "none":
         long = attack == "ten times as long"
         responses[place] = text if long else f"{responses[place]}\n{text}"
-    return example.__class__(example.id, example.prompt, responses, example.rewards, example.domain,
-                             extra=example.extra)
+    return dataclasses.replace(example, responses=responses)
 
 
 @command_line
@@ -85,6 +86,7 @@ def main():
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     add_judge_flags(parser)
     args = read_flags(parser)
+    settle(args, args.model)
     accelerator = start_accelerator(args)
     examples = load_examples(args.data, "test", args.limit, skip_bad=args.skip_bad, labelled=True,
                              at_least=2)

@@ -22,6 +22,7 @@ import torch
 from grm import build_prompt
 from plumbing import runs
 from plumbing.generation import encode_chat
+from plumbing.judge import DEFAULTS
 from toy_world.world import (
     COUNTS,
     CRITERIA,
@@ -299,9 +300,9 @@ def make_base(size, output, steps, damage_steps, seed):
     print(f"{size}: {sum(p.numel() for p in model.parameters()):,} parameters, "
           f"{len(tokenizer)} tokens")
     train_on(model, tokenizer, work / "clean.pt", steps, False, 2e-3, 64, seed, "pretraining")
-    runs.save_model(output / f"{size}-undamaged", model, tokenizer)
+    runs.save_model(output / f"{size}-undamaged", model, tokenizer, DEFAULTS)
     train_on(model, tokenizer, work / "damaged.pt", damage_steps, True, 5e-4, 64, seed, "damage")
-    runs.save_model(output / size, model, tokenizer)
+    runs.save_model(output / size, model, tokenizer, DEFAULTS)
 
 
 def write_items(path, count, seed):

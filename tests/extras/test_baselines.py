@@ -202,7 +202,7 @@ def test_cloud_averages_k_rewards(monkeypatch, toy_tokenizer, tmp_path):
     monkeypatch.setattr(generation, "load_model", lambda *args, **options: (None, toy_tokenizer))
     (tmp_path / "critic" / "model").mkdir(parents=True)
     args = argparse.Namespace(k=2, temperature=0.5, seed=0, template="compact", max_new_tokens=8,
-                              no_principles=False, use_reference=False, thinking=None)
+                              no_principles=False, use_reference=False, rating=None, thinking=None)
     test = [item("A focused reply", "A rude reply", best=1), item("A kind reply", id="one")]
     rows = baselines.cloud(args, start_accelerator(), tmp_path, [], test)
     assert [s["scores"] for s in rows[0]["samples"]] == [[3, 1], [5, 9]]

@@ -22,7 +22,7 @@ SOURCES = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
            for folder in FOLDERS for path in sorted((ROOT / folder).glob("*.py"))}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 SAID = {  # defaults that README.md and docs/choices.md name
-    "grm": {"template": "compact"}, "eval": {"temperature": 0},
+    "grm": {"template": None}, "eval": {"temperature": 0},
     "spct_rft": {"n_rft": 3, "temperature": 1, "general_fraction": 0.85, "sampler": None},
     "spct_rl": {"G": 4, "temperature": 1, "updates_per_rollout": 1, "kl": "k3"},
     "meta_rm": {"n_rft": 3, "temperature": 0.5}, "infer_scale": {"k": 32, "temperature": 0.5}}
