@@ -28,11 +28,13 @@ import dataclasses
 import os
 import random
 import re
+import warnings
+from collections import Counter
 
 from plumbing import served
 from plumbing.data import load_examples
 from plumbing.generation import complete, encode_chat  # noqa: F401 (encode_chat: for users of grm)
-from plumbing.judge import add_judge_flags, judge_options, prompt_of, settle
+from plumbing.judge import add_judge_flags, in_python, judge_options, prompt_of, settle
 from plumbing.prompt_texts import (
     PRINCIPLES_TASK,
     SCALE,
@@ -406,19 +408,27 @@ def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, me
              mean: the sum divided by the number of judgments that parsed.
              options: of `sample_judgments` (template, max_new_tokens, ...); where the prompt is
              not given, it is the model's own (plumbing/judge.py).
-    Returns: n numbers (k..10k when all judgments parsed; 1..10 as a mean), or n NaN if none of the
-             k parsed.
+    Returns: n numbers (k..10k when all judgments parsed; 1..10 as a mean), or n NaN and a warning
+             that says why if none of the k parsed.
     """
     if not isinstance(responses, str):  # a lone text is an error, not a list of letters
         responses = list(responses)
     example = example_from_dict({"id": f"score/{prompt}", "prompt": prompt, "responses": responses},
                                 "score()")
     temperature = (0.0 if k == 1 else 0.5) if temperature is None else temperature
-    [judgments] = sample_judgments(model, tokenizer, [example], k, temperature, seed, clamp=True,
-                                   **{**prompt_of(model), **options})
+    try:
+        [judgments] = sample_judgments(model, tokenizer, [example], k, temperature, seed,
+                                       clamp=True, **{**prompt_of(model), **options})
+    except UserError as error:  # its advice is for programs, and the id here is the whole prompt
+        raise UserError(in_python(str(error).replace(example.id, "score()"))) from None
     valid = [j.scores for j in judgments if j.scores is not None]
-    votes = sum_scores(valid) or [float("nan")] * len(responses)
-    return [v / len(valid) for v in votes] if mean and valid else votes
+    if not valid:
+        reasons = dict(Counter(j.reason for j in judgments))
+        warnings.warn(f"none of {k} judgments parsed ({reasons}), so there is no score; the first "
+                      f"begins {judgments[0].text[:200]!r}", stacklevel=2)
+        return [float("nan")] * len(responses)
+    votes = sum_scores(valid)
+    return [v / len(valid) for v in votes] if mean else votes
 
 
 # ----- the program: judge and print -----

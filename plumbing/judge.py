@@ -8,6 +8,7 @@ programs take from this file what the command line does not say. Of a template f
 """
 import contextlib
 import os
+import re
 from pathlib import Path
 
 from plumbing.prompt_texts import read_template
@@ -75,6 +76,13 @@ def prompt_of(judge):
         with contextlib.suppress(AttributeError):
             judge.judge_prompt = found  # asked for once
     return found
+
+
+def in_python(message):
+    """A message for the command line, its flags as the options of `grm.score` that they are."""
+    message = message.replace("--skip_bad", "skip_long=True")
+    message = message.replace("--no_reference", "use_reference=False")
+    return re.sub(r"--(\w)", r"\1", message)
 
 
 def evaluated(rating):

@@ -143,3 +143,22 @@ def test_without_a_word_of_its_own_a_judge_is_asked_in_few(tiny_model, toy_token
     assert asked[0].startswith("Score each response")
     for base in ("medium", "medium-undamaged"):
         assert read_json(ROOT / "toy_world" / base / "judge.json") == COMPACT
+
+
+def test_score_says_why_it_has_no_score_and_speaks_python(tiny_model, toy_tokenizer):
+    model, words = tiny_model(initializer_range=0.1), ("Which ?", ["good", "bad"])
+    with pytest.warns(UserWarning) as told:
+        rewards = grm.score(model, toy_tokenizer, *words, k=3, max_new_tokens=5)
+    assert all(r != r for r in rewards) and len(told) == 1 and told[0].filename == __file__
+    said = str(told[0].message)
+    assert "none of 3 judgments parsed" in said and "truncated" in said
+    first = grm.sample_judgments(model, toy_tokenizer, [grm.example_from_dict(
+        {"id": f"score/{words[0]}", "prompt": words[0], "responses": words[1]})], 1, 0.5,
+        template="compact", max_new_tokens=5)[0][0].text
+    assert repr(first[:40])[1:-1] in said
+    for options, fix in ((dict(use_reference=True), "use_reference=False"),
+                         (dict(max_new_tokens=5000), "skip_long=True"),
+                         (dict(template="nowhere"), "nowhere")):
+        with pytest.raises(ValueError, match=fix) as error:
+            grm.score(model, toy_tokenizer, "Which way ?", ["good", "bad"], **options)
+        assert "--" not in str(error.value) and "Which way" not in str(error.value)

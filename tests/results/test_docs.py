@@ -134,6 +134,15 @@ def test_every_flag_is_explained(program, parse):
     assert not re.search(r"(None|False)\]", parser.format_help())
 
 
+def test_the_lines_of_python_score_the_better_text_higher(monkeypatch):
+    [block] = [body for kind, body in FENCE.findall(README) if kind == "python"]
+    told = []
+    monkeypatch.chdir(ROOT)
+    exec(block, {"print": told.append})
+    [[better, worse]] = told
+    assert len(block.splitlines()) == 4 and 8 <= worse < better <= 80
+
+
 def test_the_quick_start_runs_as_printed(cli, tmp_path, monkeypatch):
     """Each command in an empty folder, with flags appended that make it short."""
     block = next(body for _, body in FENCE.findall(README) if "accelerate launch" in body)
