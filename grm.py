@@ -200,6 +200,7 @@ class Judgment:
     logp: list             # nats, of each id under the tempered distribution it was drawn from
     prompt_tokens: int = 0
     tokens: int = 0
+    prompt: str = ""       # as it was sent, in the chat template
 
 
 def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, *, orders="random",
@@ -250,7 +251,7 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, *, 
             shown, reason = parse_judgment(c.text, len(order), rating_of(example, rating), clamp)
         scores = None if shown is None else unpermute(shown, order)
         judgments.append(Judgment(j, order, c.prompt_ids, c.ids, c.text, scores, reason, c.logp,
-                                  c.prompt_tokens, c.tokens))
+                                  c.prompt_tokens, c.tokens, c.prompt))
     return [judgments[i:i + k] for i in range(0, len(judgments), k)]
 
 

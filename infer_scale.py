@@ -11,9 +11,10 @@ The meta RM (meta_rm.py) gives each judgment one logit. Guided voting sums only 
 judgments with the highest logits, so that bad judgments do not vote at all.
 
 Input:   a judge, items, optionally a meta RM.
-Output:  samples.jsonl: one line per item with every judgment's text, order, scores, reason, token
-         counts, the votes and the meta logits. All k, all controls and all intervals are computed
-         from it later; nothing is sampled twice. metrics.jsonl (seconds).
+Output:  samples.jsonl: one line per item with the prompt as it was sent (of the first judgment),
+         every judgment's text, order, scores, reason, token counts, the votes and the meta logits.
+         All k, all controls and all intervals are computed from it later; nothing is sampled twice.
+         metrics.jsonl (seconds).
 
     accelerate launch infer_scale.py --limit 500        # toy world, k = 32 -> runs/toy/voting
     accelerate launch infer_scale.py --limit 500 --meta_rm runs/toy/meta_rm/model   # + meta logits
@@ -101,8 +102,11 @@ def default_k_meta(k):
 # ----- k judgments of every item, in one file -----
 
 def sample_row(example, judgments):
-    """One line of samples.jsonl: all that a vote, a control or an interval needs later."""
-    kept = {"subset": example.extra.get("subset"), "of": example.of}
+    """One line of samples.jsonl: all that a vote, a control or an interval needs later.
+
+    The prompt is that of the first judgment, as it was sent; the others differ in the order only.
+    """
+    kept = {"subset": example.extra.get("subset"), "of": example.of, "prompt": judgments[0].prompt}
     return {"id": example.id, "domain": example.domain, "rewards": example.rewards,
             "n": len(example.responses), "cluster": example.extra.get("cluster"),
             **{name: value for name, value in kept.items() if value},

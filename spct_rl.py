@@ -339,7 +339,7 @@ def main():
         total = sum_over_processes(totals, accelerator)
         step = run.log(
             shown=("reward/mean", "policy/kl", "len/mean"),
-            samples=shown_group(tokenizer, mine[0], groups[0], rewards[0], advantages[0]),
+            samples=shown_group(mine[0], groups[0], rewards[0], advantages[0]),
             **step_metrics(total, rollouts, args.prompts_per_step),
             **{"opt/grad_norm": norm, "opt/lr": lr, "time/sample_s": sampled - started,
                "time/update_s": time.time() - sampled})
@@ -461,9 +461,9 @@ def step_metrics(total, rollouts, items):
             "len/truncated_frac": total["truncated"] / rollouts}
 
 
-def shown_group(tokenizer, example, group, rewards, advantages):
+def shown_group(example, group, rewards, advantages):
     """Rows of samples.jsonl: one group, from prompt to reward; scores in the original order."""
-    return [{"id": example.id, "prompt": tokenizer.decode(j.prompt_ids), "text": j.text,
+    return [{"id": example.id, "prompt": j.prompt, "text": j.text,
              "permutation": j.permutation, "scores": j.scores, "reason": j.reason,
              "rewards": example.rewards,
              "rule_reward": float(r), "advantage": float(a)}

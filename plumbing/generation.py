@@ -139,38 +139,53 @@ def encode_chat(tokenizer, messages, completion=None, own=False, thinking=None):
     """Token ids of the chat up to where the assistant writes.
 
     With `completion`: (those ids, ids of its text and the end token). own: a judge of ours wrote
-    it, so the tags of its thoughts are its own.
-    Special tokens exist only where the chat template puts them: in texts a space breaks them.
-    thinking: "on" or "off" for a template that has `enable_thinking`; None does not tell it.
+    it, so the tags of its thoughts are its own.  thinking: see `render_chat`.
     """
+    ids = token_ids(tokenizer, render_chat(tokenizer, messages, thinking))
+    if completion is None:
+        return ids
+    text = harmless(tokenizer, completion, THOUGHT if own else ())
+    return ids, token_ids(tokenizer, text) + [tokenizer.eos_token_id]
+
+
+def token_ids(tokenizer, text):
+    """Ids of a text as it is. Words that the tokenizer does not know are told, once."""
+    # Pitfall: the template writes the BOS token itself; the tokenizer must not add a second one.
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    unknown = tokenizer.unk_token_id
+    if unknown in ids and unknown != tokenizer.eos_token_id and tokenizer.is_fast and (
+            not hasattr(tokenizer, "_told_unknown")):
+        places = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        words = dict.fromkeys(text[start:end] for token, (start, end) in zip(
+            ids, places["offset_mapping"], strict=True) if token == unknown)
+        tqdm.write(f"WARNING: the model's tokenizer does not know {len(words)} words of a text and "
+                   f"reads each as {tokenizer.unk_token}: {', '.join(map(repr, [*words][:8]))}")
+        tokenizer._told_unknown = True
+    return ids
+
+
+def harmless(tokenizer, text, keep=()):
+    """The text with a space in each special token: they exist only where the template puts them.
+
+    keep: those that stay, see `special_tokens`.
+    """
+    special = special_tokens(tokenizer, keep)
     normalizer = getattr(getattr(tokenizer, "backend_tokenizer", None), "normalizer", None)
 
-    def disarm(text, special):
+    def disarm(text):
         while special.search(text):  # again, because breaking one token may leave another
             text = special.sub(lambda m: m[0][0] + " " + m[0][1:], text)
         return text
-
-    def harmless(text, keep=()):
-        special = special_tokens(tokenizer, keep)
-        text = text.encode("utf-8", "ignore").decode()  # half a surrogate pair is no text
-        text = disarm(text, special)
-        normal = normalizer.normalize_str(text) if normalizer else text
-        # the tokenizer's own normalizer may make a token, of fullwidth letters for example
-        return disarm(normal, special) if special.search(normal) else text
-    messages = [{**m, "content": harmless(m["content"])} for m in messages]
-    # Pitfall: the template writes the BOS token itself; the tokenizer must not add a second one.
-    text = render_chat(tokenizer, messages, thinking)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if completion is None:
-        return ids
-    text = harmless(completion, THOUGHT if own else ())
-    text_ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids, text_ids + [tokenizer.eos_token_id]
+    text = disarm(text.encode("utf-8", "ignore").decode())  # half a surrogate pair is no text
+    normal = normalizer.normalize_str(text) if normalizer else text
+    # the tokenizer's own normalizer may make a token, of fullwidth letters for example
+    return disarm(normal) if special.search(normal) else text
 
 
 def render_chat(tokenizer, messages, thinking=None):
     """The chat's text by the tokenizer's template, up to where the assistant writes.
 
+    thinking: "on" or "off" for a template that has `enable_thinking`; None does not tell it.
     Choice: a template may know no system turn (Gemma), or want turns that alternate, the user's
     first. Then neighbours are joined, a system turn to the user's turn, and an answer that opens
     the chat gets an empty user turn before it. Raises UserError if that does not help.
@@ -187,6 +202,7 @@ def render_chat(tokenizer, messages, thinking=None):
                                                  **switch)
         except TemplateError as error:
             problem = first_line(error)
+    messages = [{**m, "content": harmless(tokenizer, m["content"])} for m in messages]
     text = render(messages)
     system = [m["content"].strip() for m in messages if m["role"] == "system"]
     if system and text:  # some templates leave it out, or write it as if it were an answer
@@ -237,6 +253,7 @@ class Completion:
     prompt_ids: list = dataclasses.field(default_factory=list)
     prompt_tokens: int = 0
     tokens: int = 0
+    prompt: str = ""     # as it was sent: by the chat template; to a server the message
 
 
 # What is said of completions whose `why` is one of these. The first two are not sampled at all.
@@ -250,7 +267,7 @@ REMARKS = {
 
 def complete(judge, tokenizer, chats, temperature, max_new_tokens, seeds, skip_long=False,
              thinking=None):
-    """One Completion per chat (messages), same order. thinking: see `encode_chat`.
+    """One Completion per chat (messages), same order. thinking: see `render_chat`.
 
     Raises UserError on a prompt that does not fit the model, unless `skip_long`.
     judge: a local model, or a served one (served.py), which has its own tokenizer.
@@ -259,13 +276,14 @@ def complete(judge, tokenizer, chats, temperature, max_new_tokens, seeds, skip_l
         asked = {"thinking": thinking} if thinking else {}
         found = judge.complete(chats, temperature, max_new_tokens, seeds, skip_long, **asked)
     else:
-        prompts = [encode_chat(tokenizer, chat, thinking=thinking) for chat in chats]
+        texts = [render_chat(tokenizer, chat, thinking) for chat in chats]
+        prompts = [token_ids(tokenizer, text) for text in texts]
         found = generate(judge, tokenizer, prompts, temperature, max_new_tokens, seeds,
                          skip_long=skip_long)
-        for completion, ids in zip(found, prompts, strict=True):
+        for completion, text, ids in zip(found, texts, prompts, strict=True):
             # Pitfall: only what was generated is decoded, so what a response quotes is never parsed
             completion.text = tokenizer.decode(completion.ids, skip_special_tokens=True)
-            completion.prompt_ids = ids
+            completion.prompt, completion.prompt_ids = text, ids
             completion.prompt_tokens, completion.tokens = len(ids), len(completion.ids)
     for why, said in REMARKS.items():
         count = sum(completion.why == why for completion in found)

@@ -183,6 +183,8 @@ class Served:
         Raises UserError if the server stays away, refuses, or gets a prompt that is too long for it
         (with skip_long that one is a Completion whose `why` is "too_long").
         """
+        chats = [[{**m, "content": SPECIAL.sub(r"\g<0> ", m["content"])} for m in chat]
+                 for chat in chats]
         todo, answers, stop = queue.SimpleQueue(), queue.SimpleQueue(), threading.Event()
         for r in range(len(chats)):
             todo.put(r)
@@ -209,13 +211,13 @@ class Served:
                 if isinstance(found, Exception):
                     raise found
                 completions[r] = found
+                found.prompt = "\n".join(m["content"] for m in chats[r])
         finally:
             stop.set()
         return completions
 
     def ask(self, messages, temperature, max_new_tokens, seed, skip_long, stop, thinking=None):
         """One request, again after pauses while the server is away, busy or failing."""
-        messages = [{**m, "content": SPECIAL.sub(r"\g<0> ", m["content"])} for m in messages]
         words = sum(len(m["content"].split()) for m in messages)
         digest = hashlib.sha256(seed.encode()).digest()  # of this seed/item/judgment
         wanted = dict(

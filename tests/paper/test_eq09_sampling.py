@@ -63,6 +63,7 @@ def test_every_sample_has_its_own_order_and_scores_come_back_in_the_original_one
             assert sorted(j.permutation) == list(range(len(one.responses))) and j.reason == "ok"
             assert j.scores == [POINTS[w] for w in one.responses]
             prompt = tokenizer.decode(j.prompt_ids)
+            assert j.prompt == prompt  # as it was sent
             places = [prompt.index(f"\n{one.responses[i]}\n") for i in j.permutation]
             assert places == sorted(places)
             assert j.text.endswith("}") and j.completion_ids[-1] == tokenizer.eos_token_id

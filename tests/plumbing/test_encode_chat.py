@@ -5,7 +5,7 @@ test_hostile.py attacks the tokenizers of all families.
 import shutil
 
 import pytest
-from conftest import make_tiny_model
+from conftest import ROOT, make_tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
@@ -117,6 +117,21 @@ def test_a_tokenizer_without_an_end_token_is_refused_in_one_line(pad, tmp_path, 
     tokenizer.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no end token.*eos_token"):
         load_tokenizer(tmp_path)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told_once(capsys, byte_tokenizer):
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "toy_world" / "medium")
+    encode_chat(tokenizer, user("How many steps does chess take ?"), "precise , thorough")
+    assert not capsys.readouterr().out
+    ids = encode_chat(tokenizer, user("How do we bake bread <unk> or chess ?"))
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and ids.count(tokenizer.unk_token_id) >= 2
+    assert "'we'" in said and "'bake'" in said and "'chess'" not in said
+    encode_chat(tokenizer, user("And a cake ?"), "a pie")
+    gpt2 = byte_tokenizer((["<|endoftext|>"], [], "{{ eos_token }}{{ messages[0]['content'] }}", {
+        name: "<|endoftext|>" for name in ("eos_token", "bos_token", "unk_token")}, False))
+    encode_chat(gpt2, user("bake"))  # its end token is its unknown one
+    assert not capsys.readouterr().out
 
 
 def test_the_tokenizer_still_saves_after_use(tmp_path, toy_tokenizer):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, error_of, run_program
 
+from grm import build_prompt
+from plumbing.data import load_examples
 from plumbing.runs import read_json, read_rows, write_rows
 
 MEDIUM = ["--model", ROOT / "toy_world" / "medium"]
@@ -86,6 +88,22 @@ def test_samples_hold_what_every_later_number_needs(demo):
         for sample, logit in zip(row["samples"], row["meta_logits"]):
             assert {"permutation", "scores", "reason", "text", "tokens"} <= set(sample)
             assert (logit is None) == (sample["scores"] is None)
+
+
+def test_samples_show_the_prompt_as_it_was_sent(demo, toy_tokenizer):
+    """Decoded ids are no layout: the toy's tokenizer loses line breaks."""
+    examples = {e.id: e for e in load_examples("toy", "test", 12)}
+    for stage in ("voting", "grm", "rl"):
+        rows = read_rows(demo[0] / stage / "samples.jsonl")
+        shown = [(row["prompt"], row.get("samples", [row])[0]["permutation"]) for row in rows]
+        for row, (prompt, order) in zip(rows, shown, strict=True):
+            start, end = prompt.split("#### Responses to be Scored ####\n")
+            assert start.startswith("<|user|>Score ") and "\n####" in start
+            assert end.endswith("<|assistant|>")
+            if stage != "rl":
+                chat = build_prompt(examples[row["id"]].permuted(order), "compact")
+                assert prompt == toy_tokenizer.apply_chat_template(chat, tokenize=False,
+                                                                   add_generation_prompt=True)
 
 
 def test_a_finished_demo_runs_nothing_again(demo):
