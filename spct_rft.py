@@ -22,6 +22,7 @@ Output:  judgments.jsonl (all of them, wrong ones too: meta_rm.py learns from th
 
     accelerate launch spct_rft.py                                # toy world -> runs/toy/rft
     accelerate launch spct_rft.py --no_hinted --output runs/toy/rft-no-hint      # Table 4
+    accelerate launch spct_rft.py --format_only --output runs/toy/warmup   # docs/real_models.md
     accelerate launch --num_processes 8 spct_rft.py --model Qwen/Qwen2.5-0.5B \
         --sampler Qwen/Qwen2.5-7B-Instruct --data Skywork/Skywork-Reward-Preference-80K-v0.2 \
         --general_data smoltalk --template full --max_new_tokens 512 --lr 5e-6 \
@@ -47,13 +48,23 @@ from grm import (
     build_prompt,
     encode_chat,
     is_correct,
+    parse_judgment,
     rating_of,
     sample_judgments,
+    unpermute,
 )
 from plumbing import served
 from plumbing.data import DATA_HELP, general_data, load_chats, load_examples
 from plumbing.figures import tell_unparsed
-from plumbing.generation import end_token_ids, left_pad, load_model, load_tokenizer, right_pad
+from plumbing.format_warmup import write_judgment
+from plumbing.generation import (
+    end_token_ids,
+    fits,
+    left_pad,
+    load_model,
+    load_tokenizer,
+    right_pad,
+)
 from plumbing.judge import add_judge_flags, judge_options, judge_prompt, settle
 from plumbing.runs import (
     UserError,
@@ -105,13 +116,25 @@ def select(non_hinted, hinted):
     return [fate(j, False) for j in non_hinted], [fate(j, True) for j in hinted]
 
 
+def fates_of(row):
+    """{kind of judgment: [its fate]} of a row of judgments.jsonl, in the row's order.
+
+    The format warm-up (--format_only) keeps all that parsed, whatever the scores, and the
+    "written" ones (plumbing/format_warmup.py).
+    """
+    if "written" in row:
+        return {kind: ["unparsed" if j["scores"] is None else "kept" for j in row[kind]]
+                for kind in ("non_hinted", "written")}
+    return dict(zip(("non_hinted", "hinted"), select(row["non_hinted"], row["hinted"]),
+                    strict=True))
+
+
 def selection_report(rows):
     """Counts of fates: {"items", "non_hinted": {fate: count}, "hinted": ..., "by_domain": ...}."""
     report = {"items": len(rows), "non_hinted": Counter(), "hinted": Counter(), "by_domain": {}}
     for row in rows:
-        fates = select(row["non_hinted"], row["hinted"])
-        for kind, names in zip(("non_hinted", "hinted"), fates, strict=True):
-            report[kind].update(names)
+        for kind, names in fates_of(row).items():
+            report.setdefault(kind, Counter()).update(names)
             domain = report["by_domain"].setdefault(row["domain"], Counter())
             domain.update(f"{kind}/{name}" for name in names)
     return report
@@ -175,6 +198,9 @@ def read_arguments():
     parser.add_argument("--no_non_hinted", action="store_true",
                         help="ablation of Table 4: without non-hinted sampling (then nothing "
                         "counts as too easy)")
+    parser.add_argument("--format_only", action="store_true",
+                        help="warm-up of a model that hardly writes the format, no label looked "
+                        "at: keep all that parses, write one judgment where nothing does")
     # general instruction data
     parser.add_argument("--general_data", help="chats: a .jsonl of {messages: [...]}, smoltalk, or "
                         "toy (default for the toy's items only)")
@@ -199,7 +225,10 @@ def read_arguments():
     if args.general_fraction >= 1:
         raise UserError("--general_fraction must be at least 0 and below 1; --general_only trains "
                         "without judgments")
-    if args.no_hinted and args.no_non_hinted and not args.general_only:
+    if args.format_only and (args.general_only or args.sampler):
+        raise UserError("--format_only learns from --model's own judgments; leave --general_only, "
+                        "--sampler and --endpoint out")
+    if args.no_hinted and args.no_non_hinted and not (args.general_only or args.format_only):
         raise UserError("--no_hinted with --no_non_hinted leaves no judgment; use --general_only")
     # The prompt is that of the judge that is asked: the sampler.
     settle(args, args.sampler, args.model, training=True)
@@ -214,7 +243,7 @@ def main():
 
     # 1. items with a known best response
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad,
-                             exclude_domain=args.exclude_domain, labelled=True,
+                             exclude_domain=args.exclude_domain, labelled=not args.format_only,
                              at_least=2 if args.rating == "best" else 1)
     tokenizer = load_tokenizer(args.model)  # what may fail after hours of sampling is tried now
     if args.general_fraction or args.general_only:
@@ -240,8 +269,9 @@ def main():
     ends, end = end_token_ids(model, tokenizer), tokenizer.eos_token_id
     by_id, samples = {e.id: e for e in examples}, []
     for row in rows:
-        fates, hinted_fates = select(row["non_hinted"], row["hinted"])
-        judgments, fates = row["non_hinted"] + row["hinted"], fates + hinted_fates
+        found = fates_of(row)
+        judgments, fates = (sum(lists, []) for lists in ([row[kind] for kind in found],
+                                                         found.values()))
         for judgment in (j for j, fate in zip(judgments, fates, strict=True) if fate == "kept"):
             # Choice: the prompt is built anew without the hint, in the order that the judge saw.
             # A prompt with the hint would teach the judge to wait for one.
@@ -250,7 +280,7 @@ def main():
                                   not args.no_principles, args.use_reference, hint=False)
             prompt_ids, text_ids = encode_chat(tokenizer, prompt, judgment["text"], own=True,
                                                thinking=args.thinking)
-            *ids, last = judgment["completion_ids"] if same_tokenizer else text_ids
+            *ids, last = same_tokenizer and judgment["completion_ids"] or text_ids
             samples.append((prompt_ids, [*ids, last if last in ends else end]))
     if not args.general_only:
         report_selection(rows, len(samples), same_tokenizer, run)
@@ -311,18 +341,40 @@ def sample_all(examples, args, accelerator, folder):
     def record(j, example):
         return {"permutation": j.permutation, "completion_ids": j.completion_ids, "text": j.text,
                 "scores": j.scores, "reason": j.reason,
-                "correct": is_correct(j.scores, example.rewards)}
+                "correct": None if args.format_only else is_correct(j.scores, example.rewards)}
+
+    def write(example):  # in the right form; the model's own verdict
+        rating = rating_of(example, args.rating)
+
+        def prompt_of(shown):
+            return build_prompt(shown, args.template, rating, not args.no_principles,
+                                args.use_reference)
+        ids = encode_chat(tokenizer, prompt_of(example), thinking=args.thinking)
+        if not fits(model, ids, args.max_new_tokens):
+            if args.skip_bad:
+                return []
+            raise UserError(f"item {example.id}: its prompt of {len(ids)} tokens does not fit the "
+                            "model; shorten or drop it, or pass --skip_bad")
+        order, text = write_judgment(model, tokenizer, example, args.seed, prompt_of, rating,
+                                     not args.no_principles, args.thinking)
+        shown, reason = parse_judgment(text, len(order), rating)
+        return [{"permutation": order, "completion_ids": [], "text": text, "reason": reason,
+                 "scores": shown and unpermute(shown, order)}]
 
     def explore(chunk):
         non_hinted = hinted = [[] for _ in chunk]
         if not args.no_non_hinted:
             non_hinted = sample_judgments(model, tokenizer, chunk, args.n_rft, **options)
-        if not args.no_hinted:  # with random numbers and a response order of its own
+        if not (args.no_hinted or args.format_only):  # random numbers and an order of its own
             hinted = sample_judgments(model, tokenizer, chunk, 1, hint=True,
                                       first_sample=args.n_rft, **options)
-        return [{"id": e.id, "domain": e.domain, "rewards": e.rewards,
+        rows = [{"id": e.id, "domain": e.domain, "rewards": e.rewards,
                  "non_hinted": [record(j, e) for j in js], "hinted": [record(j, e) for j in hs]}
                 for e, js, hs in zip(chunk, non_hinted, hinted, strict=True)]
+        for row, example in zip(rows, chunk, strict=True) if args.format_only else ():
+            parsed = any(j["scores"] for j in row["non_hinted"])
+            row["written"] = [] if parsed else write(example)
+        return rows
     return in_chunks(path, examples, explore, accelerator, 128, "sampling judgments")
 
 
@@ -334,19 +386,22 @@ def report_selection(rows, kept, same_tokenizer, run):
         tell_unparsed(run.folder, judgments)
     if not kept:
         reasons = Counter(j["reason"] for j in judgments)
+        advice = ("use a stronger --sampler or more items (--limit)"
+                  if 2 * reasons["ok"] >= reasons.total() else
+                  "this model hardly writes the format: run spct_rft.py --format_only with another "
+                  "--output, and then this with its model as --model")
         raise UserError(f"no judgment survived of {len(rows)} items ({dict(report['non_hinted'])}; "
-                        f"parsing: {dict(reasons)}); use a stronger --sampler or more items "
-                        "(--limit)")
+                        f"parsing: {dict(reasons)}); {advice}")
     if not run.accelerator.is_main_process:
         return
     write_json(run.folder / "selection.json",
                {**report, "kept": kept, "same_tokenizer": same_tokenizer})
     print(f"{report['items']} items, {kept} judgments kept")
-    for kind in ("non_hinted", "hinted"):
+    for kind in filter(report.get, ("non_hinted", "hinted", "written")):
         total = sum(report[kind].values())
         print(f"  {kind:<11}" + "".join(f"  {fate} {count} ({100 * count / total:.0f}%)"
                                          for fate, count in sorted(report[kind].items())))
-    for domain, counts in sorted(report["by_domain"].items()):
+    for domain, counts in sorted(report["by_domain"].items()) if "written" not in report else ():
         print(f"  {domain:<11}  kept {counts['non_hinted/kept']} non-hinted, "
               f"{counts['hinted/kept']} hinted; too easy {counts['non_hinted/too_easy']}, "
               f"incorrect {counts['non_hinted/incorrect']}")

@@ -32,7 +32,7 @@ def tell_unparsed(name, judgments):
         shown = text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
         print(f"  {j.get('reason', 'unparsed')}: {shown!r}")
     print("truncated: raise --max_new_tokens. no_box: the model does not know the format; "
-          "spct_rft.py teaches it")
+          "spct_rft.py --format_only teaches it")
 
 
 def tell_clamped(name, share):

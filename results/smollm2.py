@@ -36,7 +36,7 @@ from pathlib import Path
 import torch
 
 from eval import bootstrap_ci, clusters_of, credit, item_credit, mean, paired_ci, report
-from grm import build_prompt, encode_chat
+from grm import is_correct
 from infer_scale import vote
 from plumbing import generation
 from plumbing.data import load_examples, opening_hash
@@ -46,147 +46,19 @@ from plumbing.runs import (
     ROOT,
     UserError,
     append_jsonl,
-    batch_indices,
     command_line,
     default_device,
     git_commit,
     in_bf16,
-    load_state,
-    log_metrics,
     read_flags,
     read_json,
     read_rows,
     save_model,
-    save_state,
-    seed_everything,
-    start_accelerator,
     write_rows,
     write_text,
 )
-from spct_rft import learning_rate, sft_loss
 
 TEMPLATE = "results/smollm2_template.txt"
-QUALITIES = ["accuracy", "clarity", "detail", "tone"]
-
-
-# ----- the format warm-up: judgments that no label has touched -----
-
-def head(shown, quality):
-    """A judgment up to its first verdict: a quality and the question's longest word as criteria."""
-    question = shown.prompt[-1]["content"].split("\n\n")[0].lower()
-    word = max(re.findall(r"[^\W\d_]{4,}", question) or ["answer"], key=len)
-    return (f"Specific Criteria: {quality} 7, {word} 3\n"
-            f"Analysis: The {quality} of {quote(shown.responses[0])} is")
-
-
-def quote(text):
-    return '"' + " ".join(text.split()[:8]) + '"'
-
-
-def judgment(shown, quality, best):
-    r"""The whole judgment, in which response `best` is good and the others are bad.
-
-    A verdict stands right behind the words it judges: with both scores at the very end it was not
-    learned (results/LOG.md).
-
-    >>> from plumbing.records import PreferenceExample
-    >>> item = PreferenceExample("x", [{"role": "user", "content": "Name a fast animal."}],
-    ...                          ["A cheetah.", "Dunno, a dog?"])
-    >>> print(judgment(item, "tone", 0))
-    Specific Criteria: tone 7, animal 3
-    Analysis: The tone of "A cheetah." is good 8; of "Dunno, a dog?" is bad 3
-    Scores: \boxed{8, 3}
-    """
-    said = ["good 8" if i == best else "bad 3" for i in range(len(shown.responses))]
-    others = "".join(f"; of {quote(text)} is {verdict}"
-                     for text, verdict in zip(shown.responses[1:], said[1:], strict=True))
-    scores = ", ".join(v.split()[1] for v in said)
-    return f"{head(shown, quality)} {said[0]}{others}\nScores: \\boxed{{{scores}}}"
-
-
-@torch.no_grad()
-def first_verdict(model, tokenizer, shown, start):
-    """logit(" good") - logit(" bad") behind `start`, a judgment up to its first verdict."""
-    good, bad = (tokenizer(word, add_special_tokens=False)["input_ids"][0]
-                 for word in (" good", " bad"))
-    ids = encode_chat(tokenizer, build_prompt(shown, TEMPLATE))
-    ids = ids + tokenizer(start, add_special_tokens=False)["input_ids"]
-    ids = torch.tensor([ids], device=model.device)
-    logits = model(ids, logits_to_keep=1).logits[0, -1].float()              # (V,)
-    return float(logits[good] - logits[bad])
-
-
-def own_verdict(model, tokenizer, shown, quality, rng):
-    """Index of the good response, drawn with the model's own odds; nothing looks at `rewards`.
-
-    z_i = logit(" good") - logit(" bad") behind response i, shown first. Given that exactly one
-    response is good, and each is by itself with odds exp(z_i), it is i with softmax(z)_i.
-    """
-    count = len(shown.responses)
-    firsts = [shown.permuted([i] + [j for j in range(count) if j != i]) for i in range(count)]
-    z = torch.tensor([first_verdict(model, tokenizer, first, head(first, quality))
-                      for first in firsts])
-    return rng.choices(range(count), z.softmax(0).tolist())[0]
-
-
-def warm_up(model_name, data, output, args):
-    """SFT on the model's own unchecked judgments of the first training items -> output/model.
-
-    Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. This model does
-    not (parse rate of the row "as it is"), so there is nothing to select. This is a cold start
-    before the cold start: judgments in the right form, the criterion drawn by lot, the verdict with
-    the probabilities that the model itself gives "good" and "bad", no label looked at.
-    """
-    accelerator = start_accelerator()
-    model, tokenizer = generation.load_model(model_name, accelerator.device, torch.float32)
-    drawn = read_rows(output / "judgments.jsonl")  # of a run that was killed
-    for example in load_examples(data, limit=args.warmup_items)[len(drawn):]:
-        rng = random.Random(f"{args.seed}/{example.id}")
-        count = len(example.responses)
-        shown, quality = example.permuted(rng.sample(range(count), count)), rng.choice(QUALITIES)
-        with accelerator.autocast():
-            best = own_verdict(model, tokenizer, shown, quality, rng)
-        prompt, completion = encode_chat(tokenizer, build_prompt(shown, TEMPLATE),
-                                         judgment(shown, quality, best))
-        right = shown.rewards[best] == max(shown.rewards)  # only reported
-        drawn.append({"prompt": prompt, "completion": completion, "right": right})
-        append_jsonl(output / "judgments.jsonl", drawn[-1:])
-    samples = [(r["prompt"], r["completion"]) for r in drawn]
-    right = mean(r["right"] for r in drawn)
-    print(f"warm-up: {len(samples)} judgments, {100 * right:.1f} % of their verdicts right by the "
-          "labels", flush=True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.warmup_lr, betas=(0.9, 0.95),
-                                  weight_decay=0.0)
-    state, first = load_state(output / "state.pt"), 0
-    if state:
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
-    else:
-        log_metrics(output, judgments=len(samples), right=right)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    model.train()
-    steps, size = len(samples) // 4, 4
-    for step in range(first, steps):
-        started = time.time()
-        seed_everything(args.seed * 1_000_003 + step)
-        batch = [samples[i] for i in batch_indices(step, size, len(samples), args.seed)]
-        tokens = sum(len(c) for _, c in batch)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, args.warmup_lr)
-        loss = sft_loss(model, batch, tokenizer.pad_token_id, accelerator.device) / tokens
-        accelerator.backward(loss)
-        accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        log_metrics(output, step=step + 1, loss=loss.item(), tokens=tokens,
-                    seconds=time.time() - started)
-        print(f"warm-up {step + 1}/{steps}: loss {loss.item():.3f}", flush=True)
-        if (step + 1) % args.warmup_save_every == 0:
-            save_state(output / "state.pt", model=accelerator.unwrap_model(model).state_dict(),
-                       optimizer=optimizer.state_dict(), step=step + 1)
-    save_model(output / "model", accelerator.unwrap_model(model), tokenizer)
-    (output / "state.pt").unlink(missing_ok=True)
 
 
 # ----- the stages -----
@@ -258,7 +130,10 @@ def stages(args, out):
         ("split", "test.jsonl", lambda: split_by_prompt(args.data, out, args.max_words)),
         ("base", "base", lambda: save_base(args.model, out / "base")),
         ("warmup", "warmup/model",
-         lambda: warm_up(str(out / "base"), f"{out}/train.jsonl", out / "warmup", args)),
+         f"spct_rft.py --format_only --no_non_hinted --model {out}/base {train} {judge} "
+         f"--output {out}/warmup --limit {args.warmup_items} --general_fraction 0 --epochs 1 "
+         f"--batch_size 4 --micro_batch_size 4 --lr {args.warmup_lr} "
+         f"--save_every {args.warmup_save_every}"),
         ("rft", "rft/model",
          f"spct_rft.py --model {out}/warmup/model {train} {judge} --output {out}/rft "
          f"--limit {args.rft_items} --general_fraction 0 {args.rft}"),
@@ -460,7 +335,8 @@ def cost_rows(out):
             measured = (f"{held['judgments']} judgments, {metrics[-1]['step']} updates, held-out "
                         f"ROC-AUC {held['held_out']['all']['auc']:.2f}")
         elif name == "warmup":
-            right = next(m["right"] for m in metrics if "right" in m)
+            right = mean(is_correct(j["scores"], r["rewards"]) for j, r in (
+                (r["written"][0], r) for r in read_rows(out / "warmup" / "judgments.jsonl")))
             measured = f"{100 * right:.1f} % of the verdicts right by the labels"
         rows.append(
             {key: stage[key] for key in ("stage", "seconds", "cpu_seconds", "peak_mb")}

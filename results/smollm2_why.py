@@ -28,10 +28,11 @@ from pathlib import Path
 import torch
 
 from eval import bootstrap_ci, clusters_of, paired_ci, report
-from grm import build_prompt
+from grm import build_prompt, encode_chat
 from plumbing import generation
 from plumbing.data import load_examples, opening_hash
 from plumbing.figures import print_table, write_csv
+from plumbing.format_warmup import QUALITIES, first_verdict, head
 from plumbing.runs import (
     ROOT,
     UserError,
@@ -43,7 +44,7 @@ from plumbing.runs import (
     share_threads,
     write_rows,
 )
-from results.smollm2 import QUALITIES, TEMPLATE, both_orders, first_verdict, head, run_stage
+from results.smollm2 import TEMPLATE, both_orders, run_stage
 from spct_rft import select
 
 BALANCED = "GRM-RFT, places balanced"
@@ -76,7 +77,8 @@ def measure(model, tokenizer, examples, starts):
         better = example.rewards.index(max(example.rewards))
         for side, first in enumerate((better, 1 - better)):
             shown = example.permuted([first, 1 - first])
-            z[i, side] = first_verdict(model, tokenizer, shown, starts[example.id, first])
+            prompt = encode_chat(tokenizer, build_prompt(shown, TEMPLATE))
+            z[i, side] = first_verdict(model, tokenizer, prompt, starts[example.id, first])
     bias, content = z.mean(1), (z[:, 0] - z[:, 1]) / 2                       # (N,)
     right = (content > 0).float()
     numbers = {"bias": bias, "bias_size": bias.abs(), "content_size": content.abs(),

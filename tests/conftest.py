@@ -7,9 +7,11 @@ import gc
 import importlib
 import io
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -251,3 +253,28 @@ def two_end_tokens(byte_tokenizer):
     model = make_tiny_model("llama", len(tokenizer), ends[0], tokenizer.pad_token_id)
     model.generation_config.eos_token_id = ends
     return model, tokenizer
+
+
+# ----- a judge whose first verdict is known -----
+
+def animals(count, n=2):
+    """Records with `n` responses "... a.", "... b.", ..., the best of them in turn."""
+    return [{"id": f"x/{i}", "prompt": f"Name animal {i // 2}.",
+             "responses": [f"Sure, animal {i} {r}." for r in "abcd"[:n]],
+             "rewards": [int(r == i % n) for r in range(n)]} for i in range(count)]
+
+
+class FindsBGood:
+    """logit(" good") - logit(" bad") is `bias` plus `content` if response b. is shown first, else
+    `bias` less `content`. For a byte tokenizer, where the words part behind their blank."""
+    device = "cpu"
+
+    def __init__(self, tokenizer, content, bias=0.0):
+        self.tokenizer, self.content, self.bias = tokenizer, content, bias
+
+    def __call__(self, ids, logits_to_keep):
+        first = re.findall(r"animal \d+ ([a-d])", self.tokenizer.decode(ids[0]))[0]
+        logits = torch.zeros(1, 1, len(self.tokenizer))
+        logits[0, 0, self.tokenizer("g")["input_ids"][0]] = self.bias + (
+            self.content if first == "b" else -self.content)
+        return SimpleNamespace(logits=logits)

@@ -398,6 +398,22 @@ def test_gradient_checkpointing_trains_the_same(train):
     assert all(a == pytest.approx(b, rel=1e-5) for a, b in zip(plain, checkpointed, strict=True))
 
 
+def test_the_format_warm_up_keeps_what_parses_whatever_it_says(train):
+    """Wrong, right and too easy alike, none hinted; one is written where none parses."""
+    judge = Judge(plan=lambda number, sample: ("cut", "wrong", "right")[number % 3])
+    _, seen, folder = train("--format_only", "--epochs", 1.5, judge=judge)
+    report = read_json(folder / "selection.json")
+    assert report["non_hinted"] == {"kept": 2 * COUNT, "unparsed": COUNT}
+    assert report["written"] == {"kept": COUNT // 3}
+    assert seen["samples"][0] == report["kept"] == 2 * COUNT + COUNT // 3
+    assert {len(prompts) for prompts, _ in judge.calls} == {3 * COUNT}  # no hinted ones
+    rows = read_rows(folder / "judgments.jsonl")
+    assert all(j["correct"] is None for row in rows for j in row["non_hinted"])
+    assert all(j["reason"] == "ok" for row in rows for j in row["written"])
+    ends = {c[-1] for _, c in seen["rows"]}
+    assert len(ends) == 1 and {len(c) > 5 for _, c in seen["rows"]} == {True}
+
+
 # ----- mistakes -----
 
 ITEM = {"id": "a", "prompt": "Hi", "responses": ["x", "y"], "rewards": [1, 0]}
@@ -423,6 +439,8 @@ def test_nothing_kept_says_why(refused):
     line = refused(judge=Judge(plan=lambda number, sample: "wrong"))
     assert f"no judgment survived of {COUNT} items" in line and "--limit" in line
     assert "'incorrect': 72" in line and "parsing: {'ok': 96}" in line
+    line = refused(judge=Judge(plan=lambda number, sample: "cut"), name="cut")
+    assert "'truncated': 96" in line and "--format_only" in line and "--limit" not in line
 
 
 # ----- two processes (tests/kill.py kills and continues every program) -----
