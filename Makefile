@@ -1,6 +1,7 @@
 # make demo: the whole paper on the toy world, about ten minutes on 2 CPU cores.
 # make test: the test suite.
-# Both make their own virtual environment. docs/real_models.md says how to get a smaller torch.
+# make test-gpu: the tests that need a GPU, in a process of their own.
+# All make their own virtual environment. docs/real_models.md says how to get a smaller torch.
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
@@ -12,6 +13,9 @@ test: $(VENV)/.ready-tests
 	$(RUN) -m ruff check .
 	$(RUN) -m pytest -q -n 2 --dist loadfile
 
+test-gpu: $(VENV)/.ready-tests
+	ACCELERATE_USE_CPU=0 $(RUN) -m pytest -q tests/gpu
+
 $(VENV)/.ready: requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install -q -r requirements.txt
@@ -21,4 +25,4 @@ $(VENV)/.ready-tests: $(VENV)/.ready tests/requirements.txt
 	$(VENV)/bin/pip install -q -r tests/requirements.txt
 	touch $@
 
-.PHONY: demo test
+.PHONY: demo test test-gpu

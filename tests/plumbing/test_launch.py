@@ -91,17 +91,6 @@ def test_c30_no_model_is_loaded_with_cudnn_attention(tiny):
     assert not torch.backends.cuda.cudnn_sdp_enabled()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="the fault shows on an H100 or H200")
-def test_c30_gradients_of_attention_are_finite(tiny):
-    generation.load_model(tiny)
-    q, k, v = (0.1 * torch.randn(1, 1, 704, 64, device="cuda") for _ in range(3))
-    q[..., 0], k[..., 0] = 1, -120 * 8  # a row's logsumexp far below zero
-    q, k, v = (x.bfloat16().requires_grad_() for x in (q, k, v))
-    mask = torch.ones(704, 704, device="cuda", dtype=torch.bool).tril()[None, None]
-    torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).sum().backward()
-    assert q.grad.isfinite().all()
-
-
 def test_every_stage_records_precision_device_processes_and_peak_memory(tmp_path, tiny, cli):
     stages = {"spct_rft": ["--general_only", "--epochs", 0.1, "--batch_size", 4], "eval": [],
               "spct_rl": ["--steps", 1, "--prompts_per_step", 2], "infer_scale": ["--k", 2]}
