@@ -1,6 +1,6 @@
 """Growth of sampling's time and peak memory with samples per prompt and prompt length.
 
-    python -m results.bench_growth --model HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m results.bench_growth
 """
 import json
 import random

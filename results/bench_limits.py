@@ -1,7 +1,7 @@
 """Share of the machine's limits that sampling reaches: FLOP/s and bytes/s of prefill and decode
 against measured matmul and copy rates.
 
-    python -m results.bench_limits --model HuggingFaceTB/SmolLM2-135M-Instruct
+    python -m results.bench_limits
 
 Work is counted, not measured: 2 FLOP per weight and token (the vocabulary projection on sampled
 tokens only) and 4 per key element seen; bytes of weights and of the keys and values that must be

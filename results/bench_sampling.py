@@ -1,22 +1,28 @@
 """Sampling: plumbing/generation.py against transformers' generate() and continuous batching.
 
-    python -m results.bench_sampling --model HuggingFaceTB/SmolLM2-135M-Instruct
-    python -m results.bench_sampling --prompts 16 --prompt_tokens 72 --shared_tokens 12 \
-        --new_tokens 32                                                          # the toy model
+    python -m results.bench_sampling                                  # 4 prompts, k = 8 and 32
+    python -m results.bench_sampling --prompts 32 --k 8               # more, on a GPU
+    python -m results.bench_sampling --model toy_world/medium --prompts 16 --prompt_tokens 72 \
+        --shared_tokens 12 --new_tokens 32                            # the toy model
 
 Every contestant draws k completions of exactly --new_tokens tokens (no end token) at temperature 1,
 from prompts that share their first tokens, as judgments do: with the full template and SmolLM2's
 tokenizer a toy item is 616 shared tokens and some 130 of its own; the default keeps that proportion
 in 620 tokens. Lengths decide the time, so tokens are random. The library's two compute every row by
-itself, so they are timed on one batch of --peer_rows rows, whose seconds are scaled to the rows of
-each k (128 rows at once need much memory there). Peak memory is that of the measured batch.
+itself, so on a CPU they are timed on one batch of --peer_rows rows, whose seconds are scaled to the
+rows of each k (128 rows at once need much memory there). On a GPU, where few rows cost as much as
+many, they are timed at each k. Peak memory is that of the measured batch.
 """
 import json
 import random
 from types import SimpleNamespace
 
 from plumbing import generation
-from results.side_by_side import load, make_parser, measure, report, timed
+from results.side_by_side import ON_GPU, load, make_parser, measure, report, timed
+
+# Times as fast as generate(), by (prompts, k): what a user would otherwise take. Set before they
+# were measured.
+TARGETS = {(4, 8): 4, (4, 32): 4, (32, 8): 3.5} if ON_GPU else {(4, 8): 6.7, (4, 32): 12.4}
 
 
 def prompts_of(args, vocabulary):
@@ -75,8 +81,10 @@ def main():
     parser.add_argument("--prompt_tokens", type=int, default=620, help="tokens of each prompt")
     parser.add_argument("--shared_tokens", type=int, default=490,
                         help="first tokens that all prompts share")
-    parser.add_argument("--new_tokens", type=int, default=48, help="tokens of each completion")
-    parser.add_argument("--peer_rows", type=int, default=32, help="batch of the library's two")
+    parser.add_argument("--new_tokens", type=int, default=64 if ON_GPU else 48,
+                        help="tokens of each completion")
+    parser.add_argument("--peer_rows", type=int, default=0 if ON_GPU else 32,
+                        help="batch of the library's two (0: that of each k)")
     parser.add_argument("--peers", nargs="*", default=["generate", "continuous batching"],
                         help="against whom")
     parser.add_argument("--bf16", action="store_true",
@@ -88,18 +96,21 @@ def main():
     ours = {"name": "ours", "prompts": args.prompts}
     contestants = {f"ours{' bf16' * bf16} k={k}": {**ours, "k": k, "bf16": bf16}
                    for bf16 in (False, True)[:1 + args.bf16] for k in args.k}
-    per_prompt = max(1, args.peer_rows // args.prompts)
+    timed_at = {k: max(1, args.peer_rows // args.prompts) if args.peer_rows else k for k in args.k}
     for peer in args.peers:
-        contestants[peer] = {"name": peer, "k": per_prompt, "prompts": args.prompts,
-                             "repeats": args.peer_repeats or args.repeats}
+        for k in sorted(set(timed_at.values())):
+            contestants[f"{peer} k={k}"] = {"name": peer, "k": k, "prompts": args.prompts,
+                                            "repeats": args.peer_repeats or args.repeats}
     rows = measure(args, contestants)
-    for peer in args.peers:
-        print(f"{peer}: timed on {args.prompts} prompts x {per_prompt} samples; seconds are "
-              "proportional to the samples")
+    if args.peer_rows:
+        print("the library's seconds are taken as proportional to the samples")
     seconds = {name: row[args.clock] for name, row in rows.items()}
-    ratios = {f"{peer}/ours k={k}": seconds[peer] * k / per_prompt / seconds[f"ours k={k}"]
+    ratios = {f"{peer}/ours k={k}":
+              seconds[f"{peer} k={timed_at[k]}"] * k / timed_at[k] / seconds[f"ours k={k}"]
               for k in args.k for peer in args.peers}
-    report(args, "sampling", rows, ratios, {"generate/ours k=8": 6, "generate/ours k=32": 12})
+    report(args, "sampling", rows, ratios,
+           {f"generate/ours k={k}": target for (prompts, k), target in TARGETS.items()
+            if prompts == args.prompts and k in args.k})
 
 
 if __name__ == "__main__":

@@ -163,7 +163,8 @@ def test_a_speed_measurement_ends_with_its_line_of_json(name, tmp_path, tiny_mod
     assert done.returncode == 0, done.stdout + done.stderr
     line = json.loads(done.stdout.strip().splitlines()[-1])
     assert set(line) == {"name", "ratios", "targets", "environment"} and line["name"] == name
-    assert line["targets"] and set(line["ratios"]) == RATIOS[name]
+    assert set(line["ratios"]) == RATIOS[name]
+    assert name == "sampling" or line["targets"]  # those of sampling are for its default sizes
     assert all(v >= 0 for v in line["ratios"].values())  # no figure of time is asserted
     assert (line["environment"]["threads"], line["environment"]["clock"]) == (1, "wall")
     written = json.loads((tmp_path / "out.json").read_text())
