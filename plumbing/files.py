@@ -64,8 +64,8 @@ def table_rows(file):
     else:
         with pyarrow.memory_map(str(file)) as source:
             table = pyarrow.ipc.open_stream(source).read_all()
-    for n in range(table.num_rows):
-        yield f"row {n}", table.slice(n, 1).to_pylist()[0]
+    rows = (row for batch in table.to_batches(1000) for row in batch.to_pylist())
+    yield from ((f"row {n}", row) for n, row in enumerate(rows))
 
 
 def text_rows(file):
