@@ -30,12 +30,12 @@ from pathlib import Path
 
 import numpy as np
 
-from grm import TOY_BASE
 from infer_scale import add_set_flags, clamped_share, default_k_meta, judge_set, meta_vote, vote
 from meta_rm import roc_auc
 from plumbing import served
 from plumbing.data import load_examples, tell_changed_items
 from plumbing.figures import draw_curves, print_table, tell_clamped, write_csv
+from plumbing.judge import JUDGE_HELP, default_judge
 from plumbing.runs import (
     UserError,
     command_line,
@@ -386,7 +386,7 @@ def main_table(runs):
 
 def read_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", default=TOY_BASE, help="judge: hub id, folder or .gguf file")
+    parser.add_argument("--model", help=JUDGE_HELP)
     parser.add_argument("--output", default="runs/toy/eval", help="run folder")
     parser.add_argument("--temperature", type=float, default=0.0,
                         help="0 is greedy (paper's default outside of voting)")
@@ -403,6 +403,7 @@ def main():
     args = read_arguments()
     if args.runs:
         return compare(read_runs(args.runs), Path(args.output), args.k_meta)
+    args.model = args.model or default_judge()
 
     # 1. two judgments of every item, in opposite response orders; accuracy is that of the first
     accelerator, output = start_accelerator(args), Path(args.output)

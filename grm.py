@@ -14,7 +14,7 @@ All of it is one generation of one model (Eqs. 7 and 9):
 In this file, in this order: the prompt -> sampling judgments -> extracting the scores -> when
 scores are correct (Eq. 10) -> the rule reward (Eq. 11) -> `score(...)`, the one call a user makes.
 
-    python grm.py                                 # judges one example with the toy's base model
+    python grm.py --show_prompt                   # one example; the toy's judge, trained or not
     python grm.py --prompt "How do I bake bread?" --response "..." --response "..."
     python grm.py --model HuggingFaceTB/SmolLM2-135M-Instruct --data items.jsonl --template full
 
@@ -33,8 +33,18 @@ from collections import Counter
 
 from plumbing import served
 from plumbing.data import load_examples
+from plumbing.figures import print_item
 from plumbing.generation import complete, encode_chat  # noqa: F401 (encode_chat: for users of grm)
-from plumbing.judge import add_judge_flags, in_python, judge_options, prompt_of, settle
+from plumbing.judge import (
+    JUDGE_HELP,
+    TOY_BASE,  # noqa: F401 (for the other programs)
+    add_judge_flags,
+    default_judge,
+    in_python,
+    judge_options,
+    prompt_of,
+    settle,
+)
 from plumbing.prompt_texts import (
     PRINCIPLES_TASK,
     SCALE,
@@ -44,7 +54,6 @@ from plumbing.prompt_texts import (
 )
 from plumbing.records import PreferenceExample, clean, example_from_dict, read_jsonl  # noqa: F401
 from plumbing.runs import (
-    ROOT,
     UserError,
     append_jsonl,
     command_line,
@@ -53,9 +62,6 @@ from plumbing.runs import (
     read_rows,
     share_threads,
 )
-
-TOY_BASE = str(ROOT / "toy_world" / "medium")
-
 
 # ----- the prompt (App. G of the paper; structure theirs, wording ours) -----
 
@@ -441,10 +447,11 @@ DEMO = {"id": "demo", "prompt": "How many steps does chess take ?", "rewards": [
 
 def read_arguments():
     parser = argparse.ArgumentParser(description="Judge responses with a pointwise GRM.")
-    parser.add_argument("--model", default=TOY_BASE, help="hub id, folder or .gguf file")
+    parser.add_argument("--model", help=JUDGE_HELP)
     parser.add_argument("--prompt", help="the user's message")
     parser.add_argument("--response", action="append", help="one response; repeat it for more")
     parser.add_argument("--data", help="items to judge instead: toy, a file, or a known set")
+    parser.add_argument("--show_prompt", action="store_true", help="print it too, as it was sent")
     parser.add_argument("--output", help="folder for judgments.jsonl, one line per item")
     parser.add_argument("--k", type=int, default=1, help="judgments per item, summed (Eq. 14)")
     parser.add_argument("--temperature", type=float,
@@ -462,6 +469,7 @@ def read_arguments():
         raise UserError("grm.py is one process; infer_scale.py judges with several")
     if args.temperature is None:
         args.temperature = 0.0 if args.k == 1 else 0.5
+    args.model = args.model or default_judge()
     settle(args, args.model)
     return args
 
@@ -489,17 +497,11 @@ def main():
         [judgments] = sample_judgments(model, tokenizer, [example], args.k, args.temperature,
                                        args.seed, clamp=True, skip_long=args.skip_bad,
                                        **judge_options(args))
-        print(f"=== {example.id}: {example.prompt[-1]['content']}")
-        for i, text in enumerate(example.responses, 1):
-            print(f"Response {i}: {text}")
-        for j in judgments:
-            shown = ", ".join(str(i + 1) for i in j.permutation)
-            print(f"--- judgment {j.sample} (responses shown in the order {shown}; "
-                  f"parse: {j.reason}{', clamped' if was_clamped(j.text, j.scores) else ''})\n"
-                  f"{j.text}")
         votes = sum_scores([j.scores for j in judgments])
-        valid = sum(j.scores is not None for j in judgments)
-        print(f"--- votes, original order, {valid} of {len(judgments)} judgments valid: {votes}\n")
+        graded = example.rewards and len(example.rewards) > 1  # n = 1 is scored 1-10 here
+        rewards = [rule_reward(j.scores, example.rewards) for j in judgments] if graded else None
+        clamped = [was_clamped(j.text, j.scores) for j in judgments]
+        print_item(example, judgments, votes, rewards, clamped, args.show_prompt)
         if output:
             append_jsonl(output / "judgments.jsonl", [{
                 "id": example.id, "votes": votes, "judgments": [

@@ -32,7 +32,6 @@ import time
 from pathlib import Path
 
 from grm import (
-    TOY_BASE,
     sample_judgments,
     sum_scores,
     was_clamped,
@@ -41,7 +40,7 @@ from meta_rm import add_meta_logits, fingerprint
 from plumbing import served
 from plumbing.data import DATA_HELP, load_examples
 from plumbing.figures import tell_clamped, tell_unparsed
-from plumbing.judge import add_judge_flags, judge_options, settle
+from plumbing.judge import JUDGE_HELP, add_judge_flags, default_judge, judge_options, settle
 from plumbing.records import as_pairs
 from plumbing.runs import (
     UserError,
@@ -189,7 +188,7 @@ def add_set_flags(parser, chunk_size):
 
 def read_arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", help="the judge; default runs/toy/rl/model, or the toy's base")
+    parser.add_argument("--model", help=JUDGE_HELP)
     parser.add_argument("--output", default="runs/toy/voting", help="run folder")
     parser.add_argument("--k", type=int, default=32, help="judgments per item (paper: up to 32)")
     parser.add_argument("--temperature", type=float, default=0.5, help="paper: 0.5 for all voting")
@@ -198,11 +197,7 @@ def read_arguments():
     args = served.check_endpoint(read_flags(parser))
     if args.meta_rm:
         fingerprint(args.meta_rm)  # a wrong folder is told now, not after the judging
-    if args.model is None:
-        trained = Path("runs/toy/rl/model")
-        args.model = str(trained) if trained.exists() else TOY_BASE
-        missing = "" if trained.exists() else " (run spct_rl.py first for the trained GRM)"
-        print(f"judge: {args.model}{missing}")
+    args.model = args.model or default_judge()
     return args
 
 

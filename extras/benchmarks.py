@@ -34,12 +34,11 @@ from eval import (
     report,
     single_scores,
 )
-from grm import TOY_BASE
 from infer_scale import default_k_meta, judge_set
 from plumbing import runs, served
 from plumbing.data import load_examples, tell_changed_items
 from plumbing.figures import draw_curves, write_csv
-from plumbing.judge import add_judge_flags, in_words
+from plumbing.judge import JUDGE_HELP, add_judge_flags, default_judge, in_words
 from plumbing.runs import UserError, git_commit, read_json, read_rows, write_json
 from plumbing.sets import PPE, REALMISTAKE, REWARDBENCH
 
@@ -470,7 +469,7 @@ def read_arguments():
                         "may share a NAME)")
     parser.add_argument("--ties", default="expected", choices=TIES,
                         help="tie at the top: 1/t, the paper's shuffle, or wrong")
-    parser.add_argument("--model", default=TOY_BASE, help="hub id, folder or .gguf file")
+    parser.add_argument("--model", help=JUDGE_HELP)
     parser.add_argument("--output", default="runs/benchmarks", help="folder of runs and tables")
     parser.add_argument("--bon", choices=["list", "pairs"],
                         help="items with n > 2: one list prompt (default, as the paper), or the "
@@ -509,6 +508,7 @@ def main():
         return
 
     # 2. or judge: every item twice, in opposite response orders
+    args.model = args.model or default_judge()
     accelerator = runs.start_accelerator(args)
     own = {k: v for k, v in vars(args).items() if k not in ("bench", "revision", "runs", "ties")}
     for name, data in parse_benches(args.bench, args.revision).items():

@@ -11,9 +11,9 @@ parse does not vote; where none parses nothing is chosen.
 import argparse
 import math
 
-from grm import TOY_BASE, score
+from grm import score
 from plumbing.generation import complete, load_model
-from plumbing.judge import add_judge_flags, judge_options, settle
+from plumbing.judge import JUDGE_HELP, add_judge_flags, default_judge, judge_options, settle
 from plumbing.runs import UserError, command_line, read_flags, share_threads
 from toy_world import world
 
@@ -29,7 +29,7 @@ def write_responses(policy, tokenizer, prompt, n, max_new_tokens, temperature=1.
 def main():
     parser = argparse.ArgumentParser(description="Choose the best of N responses with a GRM.")
     parser.add_argument("--policy", help="model that answers")
-    parser.add_argument("--judge", default=TOY_BASE, help="the trained GRM, e.g. runs/toy/rl/model")
+    parser.add_argument("--judge", help=JUDGE_HELP)
     parser.add_argument("--prompt", help="what it answers")
     parser.add_argument("--n", type=int, default=4, help="responses that --policy writes")
     parser.add_argument("--k", type=int, default=8, help="judgments that vote")
@@ -37,6 +37,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="seed of answers and judgments")
     add_judge_flags(parser)
     args = read_flags(parser)
+    args.judge = args.judge or default_judge()
     settle(args, args.judge)
     if (args.policy is None) != (args.prompt is None):
         raise UserError("give --policy and --prompt together, or neither of them")

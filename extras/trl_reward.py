@@ -18,7 +18,7 @@ import torch
 
 from grm import TOY_BASE, score
 from plumbing.generation import load_model
-from plumbing.judge import add_judge_flags, judge_options, settle
+from plumbing.judge import JUDGE_HELP, add_judge_flags, default_judge, judge_options, settle
 from plumbing.runs import UserError, command_line, read_flags
 from toy_world import world
 
@@ -63,11 +63,12 @@ def grm_reward(judge, tokenizer, group, k=4, **options):
 def main():
     parser = argparse.ArgumentParser(description="Train a policy with GRPO on the scores of a GRM.")
     parser.add_argument("--policy", default=TOY_BASE, help="model to train")
-    parser.add_argument("--judge", default=TOY_BASE, help="the trained GRM, e.g. runs/toy/rl/model")
+    parser.add_argument("--judge", help=JUDGE_HELP)
     parser.add_argument("--group", type=int, default=2, help="completions per prompt")
     parser.add_argument("--output", default="runs/trl", help="folder of the trainer")
     add_judge_flags(parser)
     args = read_flags(parser)
+    args.judge = args.judge or default_judge()
     settle(args, args.judge)
     try:
         from datasets import Dataset

@@ -15,6 +15,33 @@ PERCENT = {"accuracy", "low", "high", "lenient", "chance", "parse_rate", "tie_ra
            "both_orders", "difference_low", "difference_high", "attack_wins"}
 
 
+def print_item(example, judgments, votes, rewards, clamped, show_prompt):
+    """One item and its judgments in print: y1, y2, ... are the responses in the original order.
+
+    The judge numbers them in the order that it was shown; which is which stands above its words.
+    votes: n numbers or None.  rewards: per judgment +1 or -1, or None where there is no truth.
+    """
+    def named(values):
+        return ", ".join(f"y{i} {value}" for i, value in enumerate(values, 1))
+    print(f"=== {example.id}: {example.prompt[-1]['content']}")
+    for i, text in enumerate(example.responses):
+        label = f" (label {example.rewards[i]:g})" if example.rewards else ""
+        print(f"y{i + 1}{label}: {text}")
+    for number, j in enumerate(judgments):
+        if show_prompt:
+            print(f"--- prompt of judgment {j.sample}\n{j.prompt}")
+        places = ", ".join(f"Response {p} is y{i + 1}" for p, i in enumerate(j.permutation, 1))
+        told = f"parse: {j.reason}{', clamped' * clamped[number]}"
+        told += f"; {named(j.scores)}" if j.scores else ""
+        if rewards:
+            right = "correct" if rewards[number] > 0 else "not correct"
+            told += f"; {right} (Eq. 10), reward {rewards[number]:+g} (Eq. 11)"
+        print(f"--- judgment {j.sample}: {places}\n{j.text}\n--- {told}")
+    valid = sum(j.scores is not None for j in judgments)
+    print(f"--- votes, {valid} of {len(judgments)} judgments valid: "
+          f"{named(votes) if votes else 'none'}\n")
+
+
 def tell_unparsed(name, judgments):
     """A loud line and three outputs where (nearly) nothing parses: they show why, a count does not.
 

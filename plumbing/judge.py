@@ -12,11 +12,24 @@ import re
 from pathlib import Path
 
 from plumbing.prompt_texts import read_template
-from plumbing.runs import UserError, hub_file, read_json
+from plumbing.runs import ROOT, UserError, hub_file, read_json
 
+TOY_BASE = str(ROOT / "toy_world" / "medium")
+JUDGES = {"runs/toy/rl/model": "", "runs/toy/rft/model": " (spct_rl.py comes next in the recipe)",
+          TOY_BASE: " (the untrained base; spct_rft.py and spct_rl.py train it)"}
+JUDGE_HELP = ("the judge: hub id, folder or .gguf file; default: the toy's that is trained "
+              "furthest, runs/toy/rl/model, else runs/toy/rft/model, else its base")
 # A model without judge.json is asked so (rating "train": see grm.rating_of).
 DEFAULTS = {"template": "compact", "rating": "train", "principles": True, "use_reference": False}
 KINDS = {**{name: type(value) for name, value in DEFAULTS.items()}, "thinking": str}
+
+
+def default_judge():
+    """The toy's judge that is trained furthest, for programs that are given none; printed."""
+    name = next(name for name in JUDGES if Path(name).exists())
+    if os.environ.get("RANK", "0") == "0":
+        print(f"judge: {name}{JUDGES[name]}")
+    return name
 
 
 def add_judge_flags(parser):

@@ -175,7 +175,7 @@ def test_the_command_judges_a_file_and_continues(cli, tiny, tmp_path):
     data = items_file(tmp_path, ITEM, {**ITEM, "id": "b"})
     words = ["--data", data, "--model", tiny, "--max_new_tokens", 5, "--output", tmp_path / "out"]
     code, out, err = cli("grm", *words)
-    assert code == 0 and "=== a" in out and "=== b" in out and "votes, original order" in out, err
+    assert code == 0 and "=== a" in out and "=== b" in out and "votes, 0 of 1" in out, err
     rows = read_rows(tmp_path / "out" / "judgments.jsonl")
     assert [row["id"] for row in rows] == ["a", "b"]
     for row in rows:
@@ -184,6 +184,39 @@ def test_the_command_judges_a_file_and_continues(cli, tiny, tmp_path):
     code, out, _ = cli("grm", *words)  # judged items are not judged again
     assert code == 0 and "===" not in out
     assert read_rows(tmp_path / "out" / "judgments.jsonl") == rows
+
+
+def test_what_is_printed_says_which_response_is_which_and_why_it_earns_what(cli, toy_tokenizer):
+    """y1, y2 are the responses as they were given, wherever the judge saw them."""
+    base = ["--model", grm.TOY_BASE, "--k", 4, "--temperature", 1, "--show_prompt"]
+    code, out, err = cli("grm", *base)
+    assert code == 0, err
+    example, head = grm.example_from_dict(grm.DEMO), out.split("--- prompt")[0].splitlines()
+    assert head[-2:] == [f"y{i} (label {r:g}): {text}" for i, r, text in zip(
+        (1, 2), example.rewards, example.responses)]
+    total, orders = [0, 0], set()
+    *parts, last = re.split(r"^--- prompt of ", out, flags=re.M)[1:]
+    last, votes = last.split("\n--- votes, ")
+    for number, part in enumerate([*parts, last]):
+        title, prompt, place, text, told = re.fullmatch(
+            r"(.*?)\n(.*)\n--- (judgment.*?)\n(.*)\n--- (.*)\n?", part, re.S).groups()
+        shown = [int(i) - 1 for i in re.findall(r"Response \d is y(\d)", place)]
+        chat = grm.build_prompt(example.permuted(shown), "compact")
+        assert title == f"judgment {number}" and prompt == toy_tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=True)
+        points, reason = grm.parse_scores(text, 2)
+        assert reason == "ok"
+        scores = grm.unpermute(points, shown)
+        right = scores[0] > scores[1]
+        assert told.strip() == (f"parse: ok; y1 {scores[0]}, y2 {scores[1]}; "
+                        + ("correct (Eq. 10), reward +1 (Eq. 11)" if right else
+                           "not correct (Eq. 10), reward -1 (Eq. 11)"))
+        total = [t + s for t, s in zip(total, scores)]
+        orders.add(tuple(shown))
+    assert number == 3 and len(orders) == 2
+    assert votes.strip() == f"4 of 4 judgments valid: y1 {total[0]}, y2 {total[1]}"
+    single = cli("grm", *base[:2], "--prompt", "Hi", "--response", "x")[1]
+    assert "y1: x\n" in single and "Eq." not in single and "prompt of" not in single
 
 
 @pytest.mark.parametrize("words, named", [

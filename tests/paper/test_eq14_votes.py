@@ -183,7 +183,7 @@ def test_scores_outside_the_range_are_clamped_in_evaluation_and_counted(
     with open(tmp_path / "graded" / "table.csv") as file:
         assert [row["clamped"] for row in csv.DictReader(file)] == ["1"]
     shown = cli("grm", *judge[1:5])[1]
-    assert "parse: ok, clamped)" in shown
+    assert "parse: ok, clamped;" in shown
     said = "1, 10"
     out = cli(*judge, "--overwrite")[1] + cli("grm", *judge[1:5])[1]
-    assert "outside 1-10" not in out and "clamped" not in out and "parse: ok)" in out
+    assert "outside 1-10" not in out and "clamped" not in out and "parse: ok;" in out

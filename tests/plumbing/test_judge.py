@@ -162,3 +162,25 @@ def test_score_says_why_it_has_no_score_and_speaks_python(tiny_model, toy_tokeni
         with pytest.raises(ValueError, match=fix) as error:
             grm.score(model, toy_tokenizer, "Which way ?", ["good", "bad"], **options)
         assert "--" not in str(error.value) and "Which way" not in str(error.value)
+
+
+def test_the_toys_judge_that_is_trained_furthest_is_asked_unless_another_is_named(
+        tiny, data, asked, cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = {"grm": ["--data", data], "eval": ["--data", data], "infer_scale": [
+        "--data", data, "--k", 1], "extras.best_of_n": ["--k", 1]}
+
+    def judge_of(program, *more):
+        code, out, err = cli(program, *words[program], *SHORT, *more)
+        assert code == 0, err
+        return [line.split()[1] for line in out.splitlines() if line.startswith("judge: ")]
+    assert judge_of("grm") == [grm.TOY_BASE]
+    shutil.copytree(tiny, "runs/toy/rft/model")
+    assert judge_of("grm") == ["runs/toy/rft/model"]
+    shutil.copytree(tiny, "runs/toy/rl/model")
+    for program in words:
+        assert judge_of(program) == ["runs/toy/rl/model"]
+    assert read_json("runs/toy/eval/config.json")["args"]["model"] == "runs/toy/rl/model"
+    assert read_json("runs/toy/eval/summary.json")["model"] == "runs/toy/rl/model"
+    assert judge_of("grm", "--model", tiny) == []
+    assert "judge: " not in cli("eval", "--runs", "runs/toy/eval", "--output", "runs/t")[1]

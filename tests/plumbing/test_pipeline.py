@@ -139,7 +139,7 @@ def test_grm_prints_a_readable_judgment_and_score_sums_it(responses, cli):
     words = ["precise , thorough and focused", "rude and vague", "guessed and cold",
              "warm and rambling", "safe and terse"][:responses]
     texts = [f"This reply on chess is {w} ." for w in words]
-    code, said, err = cli("grm", "--prompt", "Tell me something nice about chess .",
+    code, said, err = cli("grm", *MEDIUM, "--prompt", "Tell me something nice about chess .",
                           *[word for text in texts for word in ("--response", text)])
     assert code == 0, err
     for line in ("Specific Criteria:", "Analysis:", "\\boxed{", "1 of 1 judgments valid", *texts):

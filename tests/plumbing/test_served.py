@@ -613,7 +613,7 @@ def test_grm_prints_a_served_judgment(fake):
     code, out, _ = run_program("grm", "--endpoint", fake().url, "--served_model", "judge", "--k", 2,
                                "--prompt", "Which ?", "--response", "one", "--response", "two")
     assert code == 0
-    assert f"2 of 2 judgments valid: {[2 * points('one'), 2 * points('two')]}" in out
+    assert f"2 of 2 judgments valid: y1 {2 * points('one')}, y2 {2 * points('two')}" in out
 
 
 def test_rft_trains_on_the_text_of_a_served_sampler(fake, monkeypatch, tmp_path, tiny,
