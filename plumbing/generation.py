@@ -334,7 +334,10 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
         try:
             found = generate_batch(model, tokenizer, [prompts[r] for r in batch], temperature,
                                    max_new_tokens, [seeds[r] for r in batch], kind)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:  # while a graph is recorded another error may cover it
+            if not isinstance(error, torch.OutOfMemoryError) and not isinstance(
+                    error.__context__, torch.OutOfMemoryError):
+                raise
             if len(batch) == 1:
                 raise UserError("one judgment alone does not fit the GPU's memory; use a smaller "
                                 "--model, or lower --max_new_tokens") from None

@@ -65,6 +65,7 @@ ENDING = """
 import atexit, gc, os, signal, sys, types
 from plumbing import runs
 moment = sys.argv[1]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
 def ctrl_c(*_):
     os.kill(os.getpid(), signal.SIGINT)
 @runs.command_line
