@@ -45,7 +45,7 @@ from grm import (
 )
 from plumbing.data import DATA_HELP, load_examples
 from plumbing.figures import tell_unparsed
-from plumbing.generation import left_pad, load_model
+from plumbing.generation import find_model, left_pad, load_model
 from plumbing.judge import add_judge_flags, judge_options, settle
 from plumbing.runs import (
     UserError,
@@ -184,6 +184,7 @@ def fingerprint(folder):
     Why: logits are kept beside the samples. A meta RM trained again at the same path must not be
     taken for the one that gave them.
     """
+    find_model(folder)  # a run's folder, for example, is told
     files, config = list(Path(folder).glob("*.safetensors")), Path(folder) / "config.json"
     kind = (read_json(config).get("architectures") or [""])[0] if config.exists() else ""
     # Pitfall: transformers gives a judge without a scalar head a random one, and says so nowhere.

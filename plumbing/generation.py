@@ -53,7 +53,7 @@ def find_model(name):
             raise UserError(f"model {name} is the folder of a run; did you mean {name}/model?")
         if not (path / "config.json").is_file():
             raise UserError(f"model {name}: no config.json in it, so it is no Hugging Face model "
-                            "folder; give one as --model")
+                            "folder; give one")
         if {"args", "script"} <= set(read_json(path / "config.json")):
             raise UserError(f"model {name} is the folder of a run that has no model in it (yet); a "
                             "training run writes one when it ends")

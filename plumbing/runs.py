@@ -505,6 +505,8 @@ def _open_run(folder, args, accelerator, content_now, may_grow):
                     remove(file)
             config.unlink()  # last, so that the same command goes on after a kill
             before = None
+        if {file.name for file in folder.iterdir()} <= {config.name, ".lock"}:
+            before = None  # it stopped before it made anything, so there is nothing to mix with
         for file in folder.glob("*.jsonl"):
             cut_torn_line(file)
     now = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -443,6 +444,20 @@ def test_another_run_is_refused_with_the_difference_named(tiny, cli, tmp_path):
     (tmp_path / "run" / "config.json").write_text('{"args": ')
     assert "is damaged" in error_of(cli(*words))
     assert {**everything(tmp_path), "run/config.json": b""} == {**before, "run/config.json": b""}
+
+
+def test_a_run_that_made_nothing_stands_in_nobodys_way(tiny, cli, tmp_path):
+    """A mistake that is told late left config.json, and the mended command was another run."""
+    shutil.copytree(tiny, tmp_path / "rl" / "model")
+    words = ["infer_scale", *SMALL, "--output", tmp_path / "run", "--model"]
+    said = error_of(cli(*words, tmp_path / "rl"))
+    assert f"did you mean {tmp_path / 'rl' / 'model'}?" in said
+    said = error_of(cli(*words, tiny, "--meta_rm", tmp_path / "rl"))
+    assert f"did you mean {tmp_path / 'rl' / 'model'}?" in said
+    assert cli(*words, tmp_path / "rl" / "model")[0] == 0
+    assert read_json(tmp_path / "run" / "config.json")["args"]["model"] == str(
+        tmp_path / "rl" / "model")
+    assert "another run" in error_of(cli(*words, tiny))
 
 
 def test_a_line_torn_by_a_kill_is_cut_before_the_next_is_appended(tmp_path):
