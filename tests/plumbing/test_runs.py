@@ -335,7 +335,7 @@ def test_a_run_may_be_continued_to_more_steps_only(stop_at, tmp_path, capsys):
 
 
 def test_an_update_is_one_clipped_step_at_the_given_rate(tmp_path):
-    args = SimpleNamespace(output=tmp_path, save_every=9, seed=0)
+    args = SimpleNamespace(output=tmp_path, save_every=9, seed=0, lr=9)
     run, model = start_run(args, runs.start_accelerator(args)), Line()
     model, optimizer, _ = run.prepare(
         model, torch.optim.SGD(model.parameters(), lr=9), 2, "line")
