@@ -246,6 +246,7 @@ def main():
                              exclude_domain=args.exclude_domain, labelled=not args.format_only,
                              at_least=2 if args.rating == "best" else 1)
     tokenizer = load_tokenizer(args.model)  # what may fail after hours of sampling is tried now
+    encode_chat(tokenizer, [{"role": "user", "content": "?"}], thinking=args.thinking)
     if args.general_fraction or args.general_only:
         for chat in load_chats(args.general_data, 1, args.seed):
             encode_chat(tokenizer, chat[:-1], chat[-1]["content"])

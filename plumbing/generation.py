@@ -114,7 +114,7 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, *
         model.hf_quantizer.remove_quantization_config(model)
     if getattr(model, "generation_config", None) is not None:  # saved with what is trained
         ends = end_token_ids(model, tokenizer)
-        model.generation_config.eos_token_id = ends if len(ends) > 1 else ends[0]
+        model.generation_config.eos_token_id = ends if len(ends) != 1 else ends[0]
     return model.to(device).eval(), tokenizer
 
 

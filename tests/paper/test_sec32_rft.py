@@ -424,6 +424,7 @@ ITEM = {"id": "a", "prompt": "Hi", "responses": ["x", "y"], "rewards": [1, 0]}
     (["--model", "no/such/model", "--sampler", ROOT / "toy_world" / "medium"], "no/such/model"),
     (["--data", "unlabelled.jsonl"], "item b"),
     (["--data", "single.jsonl", "--rating", "best"], "2 responses"),
+    (["--thinking", "off"], "enable_thinking"),
 ])
 def test_mistakes_end_in_one_line(flags, word, refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
