@@ -282,7 +282,7 @@ def complete(judge, tokenizer, chats, temperature, max_new_tokens, seeds, skip_l
                          skip_long=skip_long)
         for completion, text, ids in zip(found, texts, prompts, strict=True):
             # Pitfall: only what was generated is decoded, so what a response quotes is never parsed
-            completion.text = tokenizer.decode(completion.ids, skip_special_tokens=True)
+            completion.text = decode(tokenizer, completion.ids)
             completion.prompt, completion.prompt_ids = text, ids
             completion.prompt_tokens, completion.tokens = len(ids), len(completion.ids)
     for why, said in REMARKS.items():
@@ -290,6 +290,16 @@ def complete(judge, tokenizer, chats, temperature, max_new_tokens, seeds, skip_l
         if count:
             tqdm.write(f"{count} of {len(found)} {said}")
     return found
+
+
+def decode(tokenizer, ids):
+    """The text of sampled ids without special tokens; the tags of thoughts stay, also where the
+    tokenizer calls them special: a box inside a thought would else be taken for the verdict."""
+    added = tokenizer.added_tokens_decoder.items()
+    if any(t.special and t.content in THOUGHT for _, t in added):
+        special = {i for i, t in added if t.special and t.content not in THOUGHT}
+        return tokenizer.decode([i for i in ids if i not in special])
+    return tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def uniforms(seed, count):

@@ -174,6 +174,18 @@ def test_a_judges_own_thoughts_stay_and_those_of_others_are_text(byte_tokenizer)
     assert not found(sum(encode_chat(tokenizer, chats, text), []))  # of a data set
 
 
+@pytest.mark.parametrize("special", [False, True])
+def test_a_thought_stays_one_in_the_text_that_is_parsed(special, byte_tokenizer, monkeypatch):
+    """Some tokenizers call its tags special, and decoding leaves special tokens out."""
+    names = THINKS[0] + THINKS[1] * special
+    tokenizer = byte_tokenizer((names, THINKS[1] * (not special), *THINKS[2:]))
+    ids = tokenizer("<think>\\boxed{9, 2}</think> Hm.<|im_end|>")["input_ids"]
+    monkeypatch.setattr(generation, "generate", lambda *args, **options: [
+        generation.Completion(ids, [0.0] * len(ids), True)])
+    [[judgment]] = grm.sample_judgments(None, tokenizer, [item()], 1)
+    assert judgment.text == "<think>\\boxed{9, 2}</think> Hm." and judgment.reason == "no_box"
+
+
 def test_the_templates_thinking_is_switched_only_when_asked(byte_tokenizer):
     tokenizer = byte_tokenizer(THINKS)
     ends = {thinking: tokenizer.decode(encode_chat(tokenizer, user("h"), thinking=thinking))
