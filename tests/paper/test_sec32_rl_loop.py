@@ -5,6 +5,7 @@ what the tests start as processes of their own.
 """
 import json
 import os
+import random
 import socket
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -498,3 +499,31 @@ def test_c22_micro_batches_change_no_metric(train, monkeypatch):
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
         assert value == pytest.approx(found[1][name], rel=1e-4, abs=1e-6), name
+
+
+# ----- micro-batches -----
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_micro_batches_are_whole_groups_and_fill_a_gpu_by_tokens(size):
+    rng = random.Random(0)
+    groups = [[SimpleNamespace(prompt_ids=[q] * rng.randrange(10, 900), reason="ok",
+                               completion_ids=[7] * n, logp=[0.0] * n)
+               for n in (rng.randrange(1, 300) for _ in range(4))] for q in range(40)]
+    for group in groups:
+        for j in group:
+            j.prompt_ids = group[0].prompt_ids
+    args = SimpleNamespace(G=4, micro_batch_size=size, mask_truncated=False)
+    parts = spct_rl.make_parts(groups, torch.zeros(40, 4), args, lambda *lists: lists,
+                               torch.device("meta"))  # a device that is no CPU
+    lists = [part["batch"] for part in parts]
+    assert sorted(p[0] for prompts, _ in lists for p in prompts) == list(range(40))
+    tokens = [len(prompts) * (max(map(len, prompts)) + 4 * max(map(len, completions)))
+              for prompts, completions in lists]  # with padding
+    if size:
+        assert all(len(prompts) == 2 for prompts, _ in lists)
+    else:
+        assert max(tokens) <= spct_rl.TOKENS_ON_A_GPU < min(
+            a + b for a, b in zip(tokens, tokens[1:]))
+    for part, (prompts, completions) in zip(parts, lists, strict=True):
+        assert len(completions) == 4 * len(prompts)
+        assert part["logp_old"].shape == (len(completions), max(map(len, completions)))

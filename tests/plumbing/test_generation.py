@@ -217,7 +217,9 @@ def test_other_architectures_copy_and_say_so_once(tiny_model, toy_tokenizer, mon
         model = tiny_model(name)
         rows = generate(model, toy_tokenizer, make_prompts())
         said.append(capsys.readouterr().out.count("a growing copy"))
-    assert said == [1, 0, 0]
+    assert said == [1, 0, 0] and decoding.kind_of_rows(model) == "parts"
+    with torch.autocast("cpu", torch.bfloat16):  # the update's attention rounds as "copies" does
+        assert decoding.kind_of_rows(model) == "copies"
     monkeypatch.setattr(decoding, "SharedPrompts", None)
     model.set_attn_implementation("eager")
     same(rows, generate(model, toy_tokenizer, make_prompts()))
