@@ -67,12 +67,7 @@ def buffer_cache(cache, rows, room, length=None):
 # ----- attention over parts -----
 
 class SharedPrompts:
-    """Keys and values of a batch's prompts: the preamble once, the rest of each prompt once.
-
-    Measured on one core (SmolLM2-135M, 4 prompts of 620 tokens x 8 samples, 48 new tokens) against
-    a copy of the prompt for each row: three quarters of the CPU seconds, half of the memory; more
-    samples gain more.
-    """
+    """Keys and values of a batch's prompts: the preamble once, the rest of each prompt once."""
     def __init__(self, cache, shared, lengths):
         """cache: of the U prompts as `prefill` leaves it, the longest (without padding) last.
 

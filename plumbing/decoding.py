@@ -5,16 +5,17 @@ prompts, go on token by token, and every token needs the keys and values of all 
 
   static  a GPU: each row has a copy of its prompt and room for its completion, in tensors whose
           sizes never change. So the kernels of a token are recorded once (a CUDA graph) and
-          replayed. Why: one token of a small model is some 700 kernels; starting them from Python
-          takes 20 ms however few rows there are, a replay 4 ms (SmolLM2-135M, 32 rows, an H100).
+          replayed. Why: one token of a small model is hundreds of kernels, and starting them
+          from Python takes longer than running them (docs/performance.md).
   parts   a CPU: nothing is copied; keys and values of a prompt are held once, read once per token
-          for all its rows (attention.py). Why: here memory is the limit. Copies take 1.5 times as
-          long with 8 rows per prompt, twice as long with 32 (SmolLM2-135M, one thread).
+          for all its rows (attention.py). Why: here memory is the limit, and copies of a long prompt
+          take 1.5 to 2 times as long (docs/performance.md).
   copies  any model: copies that grow, and the library's own attention.
 
 Letters of shapes: U distinct prompts of W tokens; b rows; L = W + room places.
 """
 import contextlib
+import functools
 
 import torch
 from transformers import StaticCache
@@ -42,13 +43,13 @@ def kind_of_rows(model):
         kind = model.config.model_type
         if kind not in told:
             told.add(kind)
-            print(f"{kind} with {model.config._attn_implementation} attention and its windows: "
-                  "every sample gets a growing copy of its prompt's keys and values (slower)")
+            print(f"{kind} with {model.config._attn_implementation} attention: every sample gets a "
+                  "growing copy of its prompt's keys and values (slower)")
         return "copies"
     if next(model.parameters()).is_cuda:
         return "static"
     # Pitfall: parts rounds scores to bf16 where the library does not. The policy that RL samples
-    # from must be the one that it updates, or the ratio is off by 4 %.
+    # from must be the one that it updates, or the ratio is not 1.
     return "copies" if torch.is_autocast_enabled("cpu") else "parts"
 
 
@@ -80,7 +81,8 @@ class StaticRows:
 
     def worth_leaving(self, ended, left):
         """Whether to copy and record again for fewer rows; `left`: tokens still to be drawn."""
-        # On an H100 a row costs some 0.01 ms a token, recording some 150 ms.
+        # On an H100 a row costs some 0.01 ms a token, recording some 150 ms (the prototype of
+        # results/h100.json: 0.34 s for 32 rows, 1.89 s for 2,048).
         return ended * left > 16_000 if self.capture else ended > 0.2 * len(self.ids)
 
     def keep(self, rows):
@@ -168,8 +170,5 @@ class GrowingRows:
                               **seen).logits[:, -1].float()
 
 
-def shared_rows(*args):
-    return GrowingRows(*args, share=True)
-
-
-ROWS = {"static": StaticRows, "parts": shared_rows, "copies": GrowingRows}
+ROWS = {"static": StaticRows, "parts": functools.partial(GrowingRows, share=True),
+        "copies": GrowingRows}
