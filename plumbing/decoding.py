@@ -8,8 +8,8 @@ prompts, go on token by token, and every token needs the keys and values of all 
           replayed. Why: one token of a small model is hundreds of kernels, and starting them
           from Python takes longer than running them (docs/performance.md).
   parts   a CPU: nothing is copied; keys and values of a prompt are held once, read once per token
-          for all its rows (attention.py). Why: here memory is the limit, and copies of a long prompt
-          take 1.5 to 2 times as long (docs/performance.md).
+          for all its rows (attention.py). Why: here memory is the limit, and copies of a long
+          prompt take 1.5 to 2 times as long (docs/performance.md).
   copies  any model: copies that grow, and the library's own attention.
 
 Letters of shapes: U distinct prompts of W tokens; b rows; L = W + room places.

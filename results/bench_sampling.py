@@ -2,6 +2,7 @@
 
     python -m results.bench_sampling                                  # 4 prompts, k = 8 and 32
     python -m results.bench_sampling --prompts 32 --k 8               # more, on a GPU
+    python -m results.bench_sampling --peers copies static --peer_rows 0  # ways to keep the cache
     python -m results.bench_sampling --model toy_world/medium --prompts 16 --prompt_tokens 72 \
         --shared_tokens 12 --new_tokens 32                            # the toy model
 
@@ -17,11 +18,11 @@ import json
 import random
 from types import SimpleNamespace
 
-from plumbing import generation
+from plumbing import decoding, generation
 from results.side_by_side import ON_GPU, load, make_parser, measure, report, timed
 
-# Times as fast as generate(), by (prompts, k): what a user would otherwise take. Of a GPU set before
-# it was measured; of a CPU what was reached once and is to be kept.
+# Times as fast as generate(), by (prompts, k): what a user would otherwise take. For a GPU set
+# before measuring; for a CPU what was reached once and is to be kept.
 TARGETS = {(4, 8): 4, (4, 32): 4, (32, 8): 3.5} if ON_GPU else {(4, 8): 6.7, (4, 32): 12.4}
 
 
@@ -66,7 +67,10 @@ def run(args, what):
                                     generation_config=config, continuous_batching_config=sizes)
         return [r.generated_tokens for r in done.values()]
 
-    contestants = {"ours": ours, "generate": generate, "continuous batching": continuous}
+    if what["name"] in decoding.ROWS:  # ours, with keys and values kept in another way
+        generation.kind_of_rows = lambda model: what["name"]
+    contestants = {"ours": ours, "generate": generate, "continuous batching": continuous,
+                   **dict.fromkeys(decoding.ROWS, ours)}
     contestant = contestants[what["name"]]
     kept = []
     result = timed(lambda: kept.extend(contestant(prompts, args.new_tokens)))
@@ -86,7 +90,7 @@ def main():
     parser.add_argument("--peer_rows", type=int, default=0 if ON_GPU else 32,
                         help="batch of the library's two (0: that of each k)")
     parser.add_argument("--peers", nargs="*", default=["generate", "continuous batching"],
-                        help="against whom")
+                        help="against whom; copies, static or parts: ours in that way")
     parser.add_argument("--bf16", action="store_true",
                         help="ours also in bf16: another precision, so no ratio is made of it")
     parser.add_argument("--peer_repeats", type=int, help="fewer rounds for the slow ones")
