@@ -139,7 +139,7 @@ def add_run_flags(parser, save_every):
     """The flags that every training script shares."""
     parser.add_argument("--save_every", type=int, default=save_every,
                         help="updates between saves of the training state")
-    parser.add_argument("--log_with", help="tracker of accelerate, e.g. tensorboard or wandb")
+    parser.add_argument("--log_with", help="tracker of accelerate: trackio, wandb, tensorboard ...")
     parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
 
 

@@ -55,8 +55,11 @@ def record_finished(seed):
     load.cache_clear()
 
 
-def record(folder):
-    """What the tables read of one run folder; {} if it holds nothing of that kind."""
+def record(folder, orders=False, items=None):
+    """What the tables read of one run folder; {} if it holds nothing of that kind.
+
+    orders: with the response orders of votes too.  items: folder of the items file, not RECORDS.
+    """
     found = {name: read_json(folder / f"{name}.json") for name in ("report", "selection")
              if (folder / f"{name}.json").exists()}
     steps = [row for row in read_rows(folder / "metrics.jsonl") if "step" in row]
@@ -68,16 +71,17 @@ def record(folder):
     if rows and "samples" in rows[0]:  # RL keeps a few judgments under this name too
         config = next(f / "config.json" for f in (folder, folder.parent)
                       if (f / "config.json").exists())
-        found |= record_samples(rows)
+        found |= record_samples(rows, orders, items)
         found["parameters"] = parameters(read_json(config)["args"].get("model"))
     return found
 
 
-def record_samples(rows):
+def record_samples(rows, orders=False, folder=None):
     items = [{key: row[key] for key in ITEM if row.get(key) is not None} for row in rows]
     digest = hashlib.sha256(json.dumps(items).encode()).hexdigest()[:12]
-    if not (RECORDS / f"items-{digest}.json.gz").exists():
-        write_gz(RECORDS / f"items-{digest}.json.gz", items)
+    path = (folder or RECORDS) / f"items-{digest}.json.gz"
+    if not path.exists():
+        write_gz(path, items)
     parts = [row["samples"] for row in rows]
     points = all(isinstance(x, int) for part in parts for s in part for x in s["scores"] or ())
     found = {
@@ -90,7 +94,7 @@ def record_samples(rows):
                     for j, s in enumerate(part) if s["reason"] != "ok"},
         "tokens": [[s["tokens"] for s in part] for part in parts],
         "prompt_tokens": [round(mean(s["prompt_tokens"] for s in part), 2) for part in parts]}
-    if len(parts[0]) <= 2:
+    if orders or len(parts[0]) <= 2:
         found["permutations"] = ["".join(digits(s["permutation"]) for s in p) for p in parts]
     if "meta_logits" in rows[0]:
         found["meta_logits"] = [round_logits(row["meta_logits"]) for row in rows]
@@ -138,10 +142,10 @@ def load(seed, name):
     return {**found, "rows": list(rows_of(found)) if "items" in found else []}
 
 
-def rows_of(found):
+def rows_of(found, folder=None):
     def points(text):
         return None if text[0] == "-" else [DIGIT.index(c) for c in text]
-    for i, item in enumerate(read_gz(RECORDS / f"items-{found['items']}.json.gz")):
+    for i, item in enumerate(read_gz((folder or RECORDS) / f"items-{found['items']}.json.gz")):
         n, scores = item["n"], found["scores"][i]
         if isinstance(scores, str):
             scores = [points(scores[j:j + n]) for j in range(0, len(scores), n)]

@@ -1,0 +1,223 @@
+r"""A small open model on real pairs: prints and runs the whole recipe as the scripts' commands.
+
+    python -m results.small_model --data politeness          # SmolLM2-135M-Instruct from the hub
+    python -m results.small_model --data politeness --budget cpu   # a laptop's worth
+    python -m results.small_model --model FILE.gguf --data pairs:FILE.jsonl --output runs/own
+    python -m results.small_model --tables                   # run nothing: the committed tables
+
+Stages: split by prompt -> format warm-up -> RFT -> RL, once per learning rate -> the rate that does
+best on validation items -> meta RM -> test items, each judge once; nothing is chosen after that.
+Finished stages are skipped, a killed one continues. Every stage leaves command, commit, seconds and
+peak memory in stages.jsonl, and the run a record, a table and a figure in OUTPUT/record
+(small_model_tables.py).
+
+--data politeness: 1,100 pairs of rasbt/LLMs-from-scratch (Apache-2.0), the polite answer chosen.
+--data pandalm: pairs of WeOpenML/PandaLM (Apache-2.0), the better answer by two of three people.
+Both are read from GitHub; NAME:FILE reads the downloaded file. Or any name or file that the six
+scripts take.
+
+No general instruction data (the paper's 85 %), a prompt of four lines, and short items only.
+"""
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from eval import item_credit, mean
+from plumbing.data import load_examples, opening_hash
+from plumbing.records import example_from_dict
+from plumbing.runs import (
+    UserError,
+    append_jsonl,
+    command_line,
+    default_device,
+    git_commit,
+    in_bf16,
+    read_flags,
+    read_rows,
+    write_rows,
+    write_text,
+)
+from results.small_model_tables import make_tables, record_run
+
+GITHUB = "https://raw.githubusercontent.com/"
+SOURCES = {
+    "politeness": GITHUB + "rasbt/LLMs-from-scratch/2b7bd46a93311c1a77446ab1a83ff013ba3f6a70/ch07/"
+    "04_preference-tuning-with-dpo/instruction-data-with-preference.json",
+    "pandalm": GITHUB + "WeOpenML/PandaLM/65d7cff541edaa2d1be0f4b206c31fae42bc334b/data/"
+    "testset-v1.json"}
+# A small model reads every word again for every judgment, so the prompt is short.
+TEMPLATE = ("Specific Criteria, Analysis, Scores 1-10: \\boxed{x, x}\n{conversation}\n{responses}\n"
+            "{hint}")
+BUDGETS = {  # words: in prompt and responses, longer items are left out; rates: of RL
+    "gpu": {  # an H100: some 10 minutes for each rate; these flags made the committed records
+        "words": 32, "tokens": 88, "test": 200, "k": 32, "rates": ["1e-4", "3e-5"],
+        "warmup": "--limit 320 --epochs 1 --batch_size 4 --micro_batch_size 4 --lr 3e-4",
+        "rft": "--limit 500 --epochs 2 --batch_size 16 --micro_batch_size 16 --lr 2e-4",
+        "rl": "--steps 50 --prompts_per_step 32 --G 8 --micro_batch_size 64 --beta 0.04",
+        "meta_rm": "--limit 500 --epochs 2 --batch_size 32 --micro_batch_size 32 --lr 1e-4"},
+    "cpu": {  # two cores: an hour by the costs of an earlier run. Not run yet
+        "words": 24, "tokens": 80, "test": 60, "k": 8, "rates": ["1.5e-4"],
+        "warmup": "--limit 160 --epochs 1 --batch_size 4 --micro_batch_size 4 --lr 3e-4",
+        "rft": "--limit 120 --epochs 1 --batch_size 8 --micro_batch_size 8 --lr 3e-4",
+        "rl": "--steps 20 --prompts_per_step 8 --G 8 --micro_batch_size 8 --beta 0.04 "
+        "--save_every 5",
+        "meta_rm": "--limit 80 --epochs 1 --batch_size 8 --micro_batch_size 8 --lr 3e-4"}}
+
+
+# ----- the pairs -----
+
+def read_source(name, path=""):
+    """Examples of a set of SOURCES, from GitHub or from the file at `path`.
+
+    politeness has `chosen` and `rejected`; pandalm two responses and three votes (1, 2, or 0: a
+    tie), of which two must be for the same response.
+    """
+    try:
+        text = (Path(path).read_text(encoding="utf-8") if path else
+                urllib.request.urlopen(SOURCES[name], timeout=60).read().decode())
+        source = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: cannot read {path or SOURCES[name]} ({error}); download it and "
+                        f"give --data {name}:FILE") from None
+    examples = []
+    for i, row in enumerate(source):
+        extra = row["input"] if isinstance(row["input"], str) else ""  # NaN where there is none
+        if name == "politeness":
+            responses, rewards = [row["chosen"], row["rejected"]], [1, 0]
+        else:
+            votes = [row[f"annotator{j}"] for j in (1, 2, 3)]
+            responses = [row["response1"], row["response2"]]
+            rewards = [votes.count(1), votes.count(2)]
+        if responses[0] != responses[1] and (name == "politeness" or max(rewards) > 1):
+            examples.append(example_from_dict({
+                "id": f"{name}/{row.get('idx', i)}", "responses": responses, "rewards": rewards,
+                "domain": row.get("motivation_app", name),
+                "prompt": "\n\n".join(filter(None, [row["instruction"], extra]))}))
+    return examples
+
+
+def split_by_prompt(data, out, words):
+    """train / validation / test.jsonl, 65 / 10 / 25 % of the pairs by a hash of the prompt, so that
+    one prompt lies in one of them only."""
+    name, _, path = data.partition(":")
+    parts = {"train": [], "validation": [], "test": []}
+    examples = (read_source(name, path) if name in SOURCES else
+                load_examples(data, labelled=True))
+    for example in examples:
+        text = " ".join([example.prompt[-1]["content"], *example.responses])
+        if len(example.responses) != 2 or len(text.split()) > words:
+            continue
+        digest = opening_hash(example)
+        place = int(digest[:8], 16) / 2**32
+        part = "test" if place < 0.25 else "validation" if place < 0.35 else "train"
+        example = example.permuted(random.Random(example.id).sample(range(2), 2))
+        parts[part].append({
+            "id": example.id, "prompt": example.prompt, "responses": example.responses,
+            "rewards": example.rewards, "domain": example.domain, "cluster": digest[:16]})
+    for part, rows in parts.items():
+        if not rows:
+            raise UserError(f"--data {data}: no pair of at most {words} words for {part}")
+        random.Random(part).shuffle(rows)
+        write_rows(out / f"{part}.jsonl", rows)
+
+
+# ----- the stages -----
+
+def launch(command):
+    """(exit status, peak memory in MB) of one command, in a process of its own."""
+    process = subprocess.Popen([sys.executable, *command.split()])
+    _, status, usage = os.wait4(process.pid, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_maxrss // 1024
+
+
+def run(out, name, command):
+    """One stage, unless it is done; stages.jsonl gets its cost."""
+    command = f"{command} --output {out}/{name}"
+    done = {s["stage"]: s["command"] for s in read_rows(out / "stages.jsonl")}
+    if done.get(name, command) != command:
+        raise UserError(f"stage {name} was made with other flags ({done[name]}); take another "
+                        "--output")
+    print(f"\n$ python {command}" + "   (done before)" * (name in done), flush=True)
+    if name in done:
+        return
+    started = time.time()
+    status, peak = launch(command)
+    if status:
+        raise UserError(f"stage {name} ended with status {status}; the same command continues it")
+    append_jsonl(out / "stages.jsonl", [{
+        "stage": name, "command": command, "commit": git_commit(), "peak_mb": peak,
+        "seconds": round(time.time() - started),
+        "precision": "bf16" if in_bf16(default_device()) else "fp32"}])
+
+
+def recipe(model, budget, out, seed):
+    """The nine or more commands, in order."""
+    judge = f"--template {out}/template.txt --max_new_tokens {budget['tokens']} --seed {seed}"
+    train, validation, test = (f"--data {out}/{part}.jsonl {judge}"
+                               for part in ("train", "validation", "test"))
+    test += f" --limit {budget['test']}"
+    run(out, "warmup", f"spct_rft.py --format_only --no_non_hinted --model {model} {train} "
+        f"--general_fraction 0 {budget['warmup']}")
+    run(out, "rft", f"spct_rft.py --model {out}/warmup/model {train} --general_fraction 0 "
+        f"{budget['rft']}")
+
+    # RL with each learning rate; validation items say which
+    sampled = {}
+    for rate in budget["rates"]:
+        run(out, f"rl_{rate}",
+            f"spct_rl.py --model {out}/rft/model {train} {budget['rl']} --lr {rate}")
+        run(out, f"validation_{rate}",
+            f"infer_scale.py --model {out}/rl_{rate}/model {validation} --k 8")
+        rows = read_rows(out / f"validation_{rate}" / "samples.jsonl")
+        sampled[rate] = mean(item_credit(row, 1) for row in rows)
+        print(f"RL with rate {rate}: {100 * sampled[rate]:.1f} % of sampled judgments are right, "
+              f"{len(rows)} validation items")
+    rate = max(sampled, key=sampled.get)
+    grm = f"{out}/rl_{rate}/model"
+    run(out, "meta_rm", f"meta_rm.py --model {out}/rft/model {train} {budget['meta_rm']} "
+        f"--rft_judgments {out}/rft/judgments.jsonl --grm {grm}")
+
+    # the test items, once
+    for name, judge in (("warmup", f"{out}/warmup/model"), ("rft", f"{out}/rft/model"),
+                        ("rl", grm)):
+        run(out, f"eval_{name}", f"eval.py --model {judge} {test}")
+    run(out, "voting_rft", f"infer_scale.py --model {out}/rft/model {test} --k {budget['k']}")
+    run(out, "voting", f"infer_scale.py --model {grm} {test} --k {budget['k']} "
+        f"--meta_rm {out}/meta_rm/model")
+    return rate
+
+
+@command_line
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct",
+                        help="hub id, folder or .gguf file")
+    parser.add_argument("--data", default="politeness",
+                        help="politeness or pandalm, also as NAME:FILE; or what the scripts take")
+    parser.add_argument("--budget", choices=BUDGETS, help="default: by the device that is there")
+    parser.add_argument("--output", default="runs/small_model", help="folder of all stages")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
+    parser.add_argument("--tables", action="store_true",
+                        help="run nothing: tables, figure and pages of results/runs/small_model")
+    args = read_flags(parser)
+    if args.tables:
+        return make_tables()
+    budget = BUDGETS[args.budget or ("cpu" if default_device() == "cpu" else "gpu")]
+    out = Path(args.output)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "template.txt").exists():
+        split_by_prompt(args.data, out, budget["words"])
+        write_text(out / "template.txt", TEMPLATE)
+    rate = recipe(args.model, budget, out, args.seed)
+    record_run(out, out / "record" / out.name, rate)
+    make_tables(out / "record", out / "record")
+
+
+if __name__ == "__main__":
+    main()

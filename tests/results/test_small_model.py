@@ -1,0 +1,149 @@
+"""results/small_model.py: the whole recipe at tiny size, and its table from the records."""
+import csv
+import json
+import re
+
+import pytest
+from conftest import ROOT, animals, error_of, run_program
+
+from eval import item_credit
+from plumbing.records import example_from_dict
+from plumbing.runs import read_json, read_rows, write_rows
+from results import small_model, small_model_tables
+from toy_world import world
+
+TINY = {"words": 99, "tokens": 48, "test": 4, "k": 8, "rates": ["1e-3", "1e-4"],
+        "warmup": "--limit 4 --epochs 1 --batch_size 4 --micro_batch_size 4",
+        "rft": "--limit 8 --epochs 1 --batch_size 16 --micro_batch_size 16",
+        "rl": "--steps 1 --prompts_per_step 2 --G 4",
+        "meta_rm": "--limit 8 --epochs 1 --batch_size 16 --micro_batch_size 16"}
+
+
+def test_the_whole_recipe_ends_with_a_table_and_does_nothing_twice(tmp_path, monkeypatch):
+    """The toy's judge on pairs of the toy's texts in a file, each stage in this process."""
+    rows = [{"id": e.id, "prompt": e.prompt, "responses": e.responses, "rewards": e.rewards}
+            for e in world.items("train", 80, 0)]
+    write_rows(tmp_path / "pairs.jsonl", rows)
+    commands = []
+
+    def launch(command):
+        commands.append(command)
+        program, *words = command.split()
+        code, _, err = run_program(program.removesuffix(".py"), *words)
+        assert code == 0, err
+        return code, 100
+    monkeypatch.setitem(small_model.BUDGETS, "cpu", TINY)
+    monkeypatch.setattr(small_model, "launch", launch)
+    out = tmp_path / "own"
+    words = ["--data", tmp_path / "pairs.jsonl", "--model", "toy_world/medium", "--output", out]
+    code, said, err = run_program("results.small_model", *words)
+    assert code == 0, err
+    programs = [re.match(r"\w+", c)[0] for c in commands]
+    assert programs == ["spct_rft"] * 2 + ["spct_rl", "infer_scale"] * 2 + ["meta_rm"] + [
+        "eval"] * 3 + ["infer_scale"] * 2
+    # the rate was chosen before any test item was read, by what the sampled judgments are worth
+    first = min(i for i, c in enumerate(commands) if "test.jsonl" in c)
+    assert all("test.jsonl" in c for c in commands[first:]) and first == 7
+    worth = {rate: sum(item_credit(r, 1) for r in read_rows(
+        out / f"validation_{rate}" / "samples.jsonl")) for rate in TINY["rates"]}
+    best = max(worth, key=worth.get)
+    assert f"--grm {out}/rl_{best}/model" in commands[6] and f"rl_{best}/model" in commands[-1]
+
+    parts = [read_rows(out / f"{name}.jsonl") for name in ("train", "validation", "test")]
+    prompts = [{r["prompt"][-1]["content"] for r in part} for part in parts]
+    assert all(prompts) and sum(map(len, prompts)) == len(set.union(*prompts))
+    table = read_csv(out / "record" / "small_model.csv")
+    assert "guided by content @8" in table and (out / "record" / "small_model.png").exists()
+    voted = read_rows(out / "voting" / "samples.jsonl")
+    assert float(table["GRM, vote @1"]["own"]) == pytest.approx(
+        sum(item_credit(r, 1) for r in voted) / len(voted), abs=1e-4)
+    about = read_json(out / "record" / "own" / "about.json")
+    assert about["rate"] == best and len(about["judgments"]) == small_model_tables.SHOWN
+
+    count = len(commands)  # the same command makes nothing again; other flags are refused
+    assert run_program("results.small_model", *words)[0] == 0 and len(commands) == count
+    said = error_of(run_program("results.small_model", *words, "--seed", 1))
+    assert "stage warmup was made with other flags" in said and "take another --output" in said
+
+
+def read_csv(path):
+    return {row["row"]: row for row in csv.DictReader(path.read_text("utf-8").splitlines())}
+
+
+def test_the_committed_table_and_judgments_are_those_of_the_records(tmp_path, monkeypatch):
+    monkeypatch.setattr(small_model_tables, "draw", lambda *_: None)
+    small_model_tables.make_tables(output=tmp_path)
+    made, kept = (read_csv(folder / "small_model.csv") for folder in (tmp_path, ROOT / "results"))
+    assert made == kept
+    pages = (ROOT / "docs" / "real_models.md").read_text(encoding="utf-8")
+    judgments = read_json(small_model_tables.RUNS / "rl-1e-4" / "about.json")["judgments"]
+    assert len(judgments) == 3
+    for judgment in judgments:
+        assert all(judgment[judge].strip() in pages for judge in ("GRM-RFT", "GRM"))
+
+
+def test_what_the_place_gives_and_what_content_gives():
+    """A meta RM that only likes the second place, and one that only knows the better response."""
+    def rows(place, content):
+        found = []
+        for i in range(8):
+            named = [(order, winner) for order in ([0, 1], [1, 0]) for winner in (0, 1)]
+            found.append({
+                "id": str(i), "n": 2, "rewards": [1, 0], "cluster": str(i),
+                "samples": [{"permutation": order, "scores": [8, 3] if winner == 0 else [3, 8]}
+                            for order, winner in named],
+                "meta_logits": [place * (order[0] != winner) + content * (winner == 0)
+                                for order, winner in named]})
+        return found
+    for place, content, expected in ((1.0, 0.0, [0.5, 0.5]), (0.0, 1.0, [0.5, 1.0]),
+                                     (9.0, 1.0, [0.5, 1.0])):
+        parted = small_model_tables.parts_of_logits(rows(place, content))
+        assert [item_credit(part[0], 4, "guided") for part in parted] == expected
+    kept = small_model_tables.judgment_measures(rows(0.0, 1.0))
+    assert kept["judgments, all: right"][0] == 0.5 and kept["judgments, kept: right"][0] == 1.0
+    assert kept["meta RM, ROC-AUC, test items, for the first"][0] == 1.0
+
+
+def test_orders_that_weigh_the_same_cancel_a_preference_for_a_place():
+    even_credit = small_model_tables.even_credit
+    first_wins = [{"permutation": [0, 1], "scores": [8, 3]},
+                  {"permutation": [1, 0], "scores": [3, 8]}]
+    row = {"id": "x", "n": 2, "rewards": [1, 0],
+           "samples": [first_wins[0]] * 5 + [first_wins[1]] * 3}
+    assert even_credit(row, 8) == 0.5
+    assert item_credit(row, 8) == 1.0  # the larger part had the right one first
+    row["samples"][5] = {"permutation": [1, 0], "scores": [8, 3]}  # one that went by the text
+    row["samples"][6] = {"permutation": [1, 0], "scores": None}
+    assert even_credit(row, 8) == 1.0
+    assert even_credit(row, 4) == 1.0  # of one order only; then one vote against two
+    unparsed = [{"permutation": [0, 1], "scores": None}] * 2
+    assert even_credit({**row, "samples": unparsed}, 2) == 0.0
+
+
+def test_source_files_become_records(tmp_path):
+    pairs = [{"instruction": f"Say {i}.", "input": "Kindly." * (i % 2), "output": "",
+              "chosen": "Good.", "rejected": "Bad."} for i in range(60)]
+    pairs[2]["rejected"] = "word " * 40  # too long
+    asked = {"idx": 7, "motivation_app": "Wikipedia", "instruction": "Ask.",
+             "input": float("nan"), "response1": "one", "response2": "two"}
+    voted = [{**asked, "annotator1": a, "annotator2": b, "annotator3": c}
+             for a, b, c in ((2, 2, 1), (1, 1, 0), (1, 2, 0), (0, 0, 0), (0, 0, 1))]
+    (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
+    (tmp_path / "testset-v1.json").write_text(json.dumps(voted), encoding="utf-8")
+    small_model.split_by_prompt(f"politeness:{tmp_path}/pairs.json", tmp_path, 32)
+    polite = [row for part in ("train", "validation", "test")
+              for row in read_rows(tmp_path / f"{part}.jsonl")]
+    assert {tuple(zip(r["responses"], r["rewards"], strict=True)) for r in polite} == {
+        (("Good.", 1), ("Bad.", 0)), (("Bad.", 0), ("Good.", 1))}
+    assert sorted(r["prompt"][-1]["content"] for r in polite)[:2] == [
+        "Say 0.", "Say 1.\n\nKindly."]
+    assert {r["id"] for r in polite} == {f"politeness/{i}" for i in range(60) if i != 2}
+    annotated = small_model.read_source("pandalm", tmp_path / "testset-v1.json")
+    assert [dict(zip(e.responses, e.rewards, strict=True)) for e in annotated] == [
+        {"one": 1, "two": 2}, {"one": 2, "two": 0}]
+    assert {(e.id, e.domain, e.prompt[-1]["content"]) for e in annotated} == {
+        ("pandalm/7", "Wikipedia", "Ask.")}
+    assert isinstance(annotated[0], type(example_from_dict(animals(1)[0])))
+    said = error_of(run_program("results.small_model", "--data", f"pandalm:{tmp_path}/none.json",
+                                "--output", tmp_path / "out"))
+    assert "download it and give --data pandalm:FILE" in said
