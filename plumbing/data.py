@@ -30,9 +30,9 @@ import random
 import re
 from pathlib import Path
 
-from plumbing.files import SUFFIXES, file_rows, first_line, from_text, local_files, parse_line
+from plumbing.files import SUFFIXES, file_rows, from_text, local_files, parse_line
 from plumbing.records import collect, example_from_dict, read_jsonl
-from plumbing.runs import UserError, changes, made_from, read_json
+from plumbing.runs import UserError, changes, first_line, made_from, read_json
 from plumbing.sets import CHATS, SETS
 from toy_world import world
 

@@ -1,6 +1,7 @@
 """Plumbing: rows of local files of every kind: (where, row); `where` names file and row in errors.
 
-A row of a JSON-lines file is its line, as bytes, so that `parse_line` can name or skip a bad one.
+A row of a JSON-lines file is its line, as bytes, so that a bad one can be named, or skipped by the
+reader (records.py).
 Rows of other files are dicts. A cell of a .csv is a text; `from_text` makes it what is asked for.
 """
 import csv
@@ -10,10 +11,10 @@ import json
 import re
 from pathlib import Path
 
-from plumbing.runs import UserError
+from plumbing.runs import UserError, first_line
 
-READ = ".jsonl, .jsonl.gz, .json, .json.gz, .csv, .csv.gz, .parquet or .arrow"
-SUFFIXES = tuple(re.findall(r"\.[\w.]+\w", READ))
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".csv", ".csv.gz", ".parquet", ".arrow")
+READ = f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 BOM = b"\xef\xbb\xbf"
 csv.field_size_limit(2**31 - 1)
 
@@ -25,8 +26,8 @@ def local_files(name, path):
     if path.is_dir():
         if (path / "RMB_dataset").is_dir():  # RMB's checkout holds other JSON too
             path = path / "RMB_dataset"
-        # Trap: ReaLMistake's archive also holds example.jsonl, rows that its paper prints; beside
-        # the rows of `save_to_disk` lie their description and what `map` has cached.
+        # Pitfall: ReaLMistake's archive also holds example.jsonl, rows that its paper prints;
+        # beside the rows of `save_to_disk` lie their description and what `map` has cached.
         files = sorted(f for f in path.rglob("*") if f.name.endswith(SUFFIXES)
                        and (name, f.name) != ("realmistake", "example.jsonl")
                        and not re.match(r"dataset_\w+\.json|state\.json|cache-", f.name)
@@ -48,7 +49,7 @@ def file_rows(name, file):
     try:
         for place, row in read(file):
             if isinstance(row, dict):
-                # Trap: a table has every column in every row, None where the file had nothing.
+                # Pitfall: a table has every column in every row, None where the file had nothing.
                 row = {k: v for k, v in row.items() if v is not None or k == "rewards"}
             yield f"{label}, {place}", row
     except Exception as error:  # not JSON, not parquet, a torn archive: each library has its own
@@ -82,8 +83,8 @@ def text_rows(file):
         return
     if kind == ".json":
         found = whole_json(data.decode("utf-8-sig"))
-        yield from ((f"row {n}", row) for n, row in enumerate(found))
-        if found:
+        if found is not None:
+            yield from ((f"row {n}", row) for n, row in enumerate(found))
             return
     # Pitfall: splitlines() would also cut at a line separator inside a JSON string.
     for number, line in enumerate(data.split(b"\n"), 1):
@@ -95,13 +96,13 @@ def text_rows(file):
 
 
 def whole_json(text):
-    """The rows of a .json file that is one list or one object; [] if it is JSON lines."""
+    """The rows of a .json file that is one list or one object; None if it is JSON lines."""
     try:
         found = json.loads(text)
     except ValueError:
         if text.lstrip().startswith("["):
             raise
-        return []
+        return None
     return found if isinstance(found, list) else [found]
 
 
@@ -129,15 +130,11 @@ def from_text(value, *kinds):
 
 
 def chat_in(value):
-    """The messages that a text holds as JSON; [] if it holds them in another form, which nobody
-    should take for a text; anything else as it is."""
+    """The messages that a text holds as JSON; [] for message lists in another notation, so that
+    nobody reads them as text; anything else as it is."""
     found = from_text(value, list)
     chat = isinstance(found, list) and found and all(
         isinstance(m, dict) and {"role", "content"} <= m.keys() for m in found)
     if not chat and isinstance(value, str) and re.match(r"\s*\[\s*\{\s*['\"](role|content)", value):
         return []
     return found if chat else value
-
-
-def first_line(error):
-    return next(iter(str(error).splitlines()), "")

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from plumbing.decoding import ROWS, kind_of_rows, plain_attention
-from plumbing.runs import UserError, default_device, in_bf16, read_json
+from plumbing.runs import UserError, default_device, first_line, in_bf16, read_json
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -116,10 +116,6 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, *
         ends = end_token_ids(model, tokenizer)
         model.generation_config.eos_token_id = ends if len(ends) != 1 else ends[0]
     return model.to(device).eval(), tokenizer
-
-
-def first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def end_token_ids(model, tokenizer):
@@ -256,7 +252,7 @@ class Completion:
     prompt: str = ""     # as it was sent: by the chat template; to a server the message
 
 
-# What is said of completions whose `why` is one of these. The first two are not sampled at all.
+# What is said of completions whose `why` is one of these.
 REMARKS = {
     "too_long": "prompts do not fit the model: not judged, counted as unparsed (too_long)",
     "filtered": "prompts or judgments met the server's content filter: counted as unparsed "

@@ -41,6 +41,10 @@ def one_line(error):
     return " ".join(str(error).split())
 
 
+def first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
 STOPPED = "\nstopped; the same command (without --overwrite) continues where it ended"
 
 

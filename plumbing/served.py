@@ -21,8 +21,8 @@ from huggingface_hub import get_session
 from tqdm import tqdm
 
 from plumbing import generation
-from plumbing.generation import Completion, first_line
-from plumbing.runs import UserError
+from plumbing.generation import Completion
+from plumbing.runs import UserError, first_line
 
 # Texts of others: the server's special tokens are not known here, so whatever looks like one of the
 # usual kinds is broken by a space, as generation.encode_chat does with those of a local tokenizer:

@@ -534,7 +534,8 @@ def test_a_folder_with_several_splits_is_not_one_file(tmp_path):
 
 
 @pytest.mark.parametrize("name, content, problem", [
-    ("x.json", b"[{]", "cannot be read"), ("x.parquet", b"PAR?", "cannot be read"),
+    ("x.json", b"[{]", "cannot be read"), ("x.json", b"[]", "no usable item; 0 dropped"),
+    ("x.parquet", b"PAR?", "cannot be read"),
     ("x.jsonl.gz", b"no archive", "cannot be read"),
     # no time stamp, so that this test has one name in all processes
     ("x.jsonl.gz", gzip.compress(b"{}", mtime=0)[:-9], "cannot be read"),

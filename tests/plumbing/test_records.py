@@ -10,6 +10,7 @@ import re
 import pytest
 from conftest import ROOT
 
+from grm import Judgment
 from infer_scale import sample_row
 from plumbing.records import PreferenceExample, read_jsonl
 from plumbing.runs import UserError
@@ -135,7 +136,9 @@ def test_reader_drops_items_whose_best_text_stands_twice(tmp_path, capsys):
 def test_a_field_of_the_user_named_of_joins_nothing(tmp_path):
     """Only the pairs that `as_pairs` makes are parts of one item."""
     rows = [{**GOOD, "id": f"{i}", "of": value} for i, value in enumerate(["x", "x", [1]])]
-    judged = [sample_row(e, []) for e in read_jsonl(write(tmp_path / "items.jsonl", *rows))]
+    judgment = Judgment(0, [0, 1], [], [], "", None, "no_box", [])
+    judged = [sample_row(e, [judgment])
+              for e in read_jsonl(write(tmp_path / "items.jsonl", *rows))]
     assert len(judged) == 3 and not any("of" in row for row in judged)
 
 
