@@ -96,7 +96,7 @@ def meta_logits(model, pairs, pad_id):
     device = next(model.parameters()).device
     ids, mask = left_pad([p + c for p, c in pairs], pad_id, device)          # (B, L) each
     positions = (mask.cumsum(1) - 1).clamp(min=0)                            # (B, L)
-    out = model(input_ids=ids, attention_mask=mask, position_ids=positions)
+    out = model(input_ids=ids, attention_mask=mask.long(), position_ids=positions)
     return out.logits[:, 0].float()                                          # (B,)
 
 

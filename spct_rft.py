@@ -16,9 +16,9 @@ The kept judgments are mixed with general instruction data (85 %), so that the m
 of language and does not learn to judge only.
 
 Input:   a model, items with known best response, chats.
-Output:  judgments.jsonl (all of them, wrong ones too: meta_rm.py learns from those),
-         selection.json (kept and rejected by reason), metrics.jsonl, model/ (loads in plain
-         transformers).
+Output:  judgments.jsonl (all of them, wrong ones too: meta_rm.py learns from those; with
+         --format_only also the written ones), selection.json (kept and rejected by reason),
+         metrics.jsonl, model/ (loads in plain transformers).
 
     accelerate launch spct_rft.py                                # toy world -> runs/toy/rft
     accelerate launch spct_rft.py --no_hinted --output runs/toy/rft-no-hint      # Table 4
@@ -33,6 +33,7 @@ Where we differ from the paper:
   2. The hint is stripped from the training prompt; the paper does not say.
   3. The sampler is the model itself unless --sampler names another (paper: DeepSeek-V2.5).
   4. Learning rate and sizes are for a small model; the paper's stand in --help.
+  5. `--format_only` is a warm-up of ours (plumbing/format_warmup.py).
 Read next: spct_rl.py.
 """
 import argparse
@@ -51,20 +52,12 @@ from grm import (
     parse_judgment,
     rating_of,
     sample_judgments,
-    unpermute,
 )
 from plumbing import served
-from plumbing.data import DATA_HELP, general_data, load_chats, load_examples
-from plumbing.figures import tell_unparsed
-from plumbing.format_warmup import write_judgment
-from plumbing.generation import (
-    end_token_ids,
-    fits,
-    left_pad,
-    load_model,
-    load_tokenizer,
-    right_pad,
-)
+from plumbing.data import DATA_HELP, general_data, load_chats, load_examples, try_chats
+from plumbing.figures import nothing_kept, print_selection, tell_unparsed
+from plumbing.format_warmup import add_written, parsed_fates
+from plumbing.generation import end_token_ids, left_pad, load_model, load_tokenizer, right_pad
 from plumbing.judge import add_judge_flags, judge_options, judge_prompt, settle
 from plumbing.runs import (
     UserError,
@@ -117,27 +110,39 @@ def select(non_hinted, hinted):
 
 
 def fates_of(row):
-    """{kind of judgment: [its fate]} of a row of judgments.jsonl, in the row's order.
+    """(kind, judgment, its fate) of each judgment of a row of judgments.jsonl, in the row's order.
 
-    The format warm-up (--format_only) keeps all that parsed, whatever the scores, and the
-    "written" ones (plumbing/format_warmup.py).
+    A row of the format warm-up (--format_only) has fates of its own.
     """
     if "written" in row:
-        return {kind: ["unparsed" if j["scores"] is None else "kept" for j in row[kind]]
-                for kind in ("non_hinted", "written")}
-    return dict(zip(("non_hinted", "hinted"), select(row["non_hinted"], row["hinted"]),
-                    strict=True))
+        found = parsed_fates(row)
+    else:
+        fates = select(row["non_hinted"], row["hinted"])
+        found = dict(zip(("non_hinted", "hinted"), fates, strict=True))
+    for kind, fates in found.items():
+        for judgment, fate in zip(row[kind], fates, strict=True):
+            yield kind, judgment, fate
+
+
+def kept(row):
+    return [judgment for _, judgment, fate in fates_of(row) if fate == "kept"]
 
 
 def selection_report(rows):
     """Counts of fates: {"items", "non_hinted": {fate: count}, "hinted": ..., "by_domain": ...}."""
     report = {"items": len(rows), "non_hinted": Counter(), "hinted": Counter(), "by_domain": {}}
     for row in rows:
-        for kind, names in fates_of(row).items():
-            report.setdefault(kind, Counter()).update(names)
-            domain = report["by_domain"].setdefault(row["domain"], Counter())
-            domain.update(f"{kind}/{name}" for name in names)
+        domain = report["by_domain"].setdefault(row["domain"], Counter())
+        for kind, _, fate in fates_of(row):
+            report.setdefault(kind, Counter())[fate] += 1
+            domain[f"{kind}/{fate}"] += 1
     return report
+
+
+def training_prompt(shown, args):
+    """The prompt that is trained on: that of the judge (messages), without a hint."""
+    return build_prompt(shown, args.template, rating_of(shown, args.rating),
+                        not args.no_principles, args.use_reference, hint=False)
 
 
 # ----- supervised fine-tuning on judgment tokens -----
@@ -152,7 +157,7 @@ def sft_loss(model, rows, pad_id, device):
     """
     completions, counted = right_pad([c for _, c in rows], pad_id, device)   # (b, T) each
     prompts, mask = left_pad([p for p, _ in rows], pad_id, device)           # (b, P) each
-    mask = torch.cat([mask, counted.to(mask.dtype)], 1)                      # (b, P + T)
+    mask = torch.cat([mask, counted], 1).long()                              # (b, P + T)
     logits = model(
         input_ids=torch.cat([prompts, completions], 1), attention_mask=mask,
         position_ids=(mask.cumsum(1) - 1).clamp(min=0),
@@ -245,11 +250,8 @@ def main():
     examples = load_examples(args.data, "train", args.limit, skip_bad=args.skip_bad,
                              exclude_domain=args.exclude_domain, labelled=not args.format_only,
                              at_least=2 if args.rating == "best" else 1)
-    tokenizer = load_tokenizer(args.model)  # what may fail after hours of sampling is tried now
-    encode_chat(tokenizer, [{"role": "user", "content": "?"}], thinking=args.thinking)
-    if args.general_fraction or args.general_only:
-        for chat in load_chats(args.general_data, 1, args.seed):
-            encode_chat(tokenizer, chat[:-1], chat[-1]["content"])
+    # what may fail after hours of sampling is tried now
+    try_chats(load_tokenizer(args.model), args, args.general_fraction or args.general_only)
     run = start_run(args, accelerator, examples)
 
     # 2. sample judgments: N_RFT non-hinted ones, one hinted (§3.2). All are written down, because
@@ -270,27 +272,24 @@ def main():
     ends, end = end_token_ids(model, tokenizer), tokenizer.eos_token_id
     by_id, samples = {e.id: e for e in examples}, []
     for row in rows:
-        found = fates_of(row)
-        judgments, fates = (sum(lists, []) for lists in ([row[kind] for kind in found],
-                                                         found.values()))
-        for judgment in (j for j, fate in zip(judgments, fates, strict=True) if fate == "kept"):
+        for judgment in kept(row):
             # Choice: the prompt is built anew without the hint, in the order that the judge saw.
             # A prompt with the hint would teach the judge to wait for one.
             shown = by_id[row["id"]].permuted(judgment["permutation"])
-            prompt = build_prompt(shown, args.template, rating_of(shown, args.rating),
-                                  not args.no_principles, args.use_reference, hint=False)
-            prompt_ids, text_ids = encode_chat(tokenizer, prompt, judgment["text"], own=True,
-                                               thinking=args.thinking)
-            *ids, last = same_tokenizer and judgment["completion_ids"] or text_ids
+            prompt_ids, text_ids = encode_chat(tokenizer, training_prompt(shown, args),
+                                               judgment["text"], own=True, thinking=args.thinking)
+            sampled_ids = judgment["completion_ids"] if same_tokenizer else []
+            *ids, last = sampled_ids or text_ids
             samples.append((prompt_ids, [*ids, last if last in ends else end]))
     if not args.general_only:
         report_selection(rows, len(samples), same_tokenizer, run)
-    kept = len(samples)
+    count = len(samples)
     # Choice: general data alone are as many samples as a mixture with one judgment per item.
-    own = len(examples) if args.general_only else kept * args.general_fraction
+    own = len(examples) if args.general_only else count * args.general_fraction
     general = round(own / (1 - args.general_fraction))
-    for chat in load_chats(args.general_data, general, args.seed) if general else []:
-        samples.append(encode_chat(tokenizer, chat[:-1], chat[-1]["content"]))
+    if general:
+        for chat in load_chats(args.general_data, general, args.seed):
+            samples.append(encode_chat(tokenizer, chat[:-1], chat[-1]["content"]))
 
     # 4. fine-tune on the tokens of judgments and answers only
     steps = max(1, round(args.epochs * len(samples) / args.batch_size))
@@ -299,7 +298,7 @@ def main():
     # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm at most 1.0.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95),
                                   weight_decay=0.0)
-    accelerator.print(f"fine-tuning {args.model} on {accelerator.device}: {kept} judgments + "
+    accelerator.print(f"fine-tuning {args.model} on {accelerator.device}: {count} judgments + "
                       f"{general} general chats, {steps} updates of {args.batch_size} samples on "
                       f"{accelerator.num_processes} processes")
     model, optimizer, step = run.prepare(model, optimizer, steps, "RFT")
@@ -344,24 +343,6 @@ def sample_all(examples, args, accelerator, folder):
                 "scores": j.scores, "reason": j.reason,
                 "correct": None if args.format_only else is_correct(j.scores, example.rewards)}
 
-    def write(example):  # in the right form; the model's own verdict
-        rating = rating_of(example, args.rating)
-
-        def prompt_of(shown):
-            return build_prompt(shown, args.template, rating, not args.no_principles,
-                                args.use_reference)
-        ids = encode_chat(tokenizer, prompt_of(example), thinking=args.thinking)
-        if not fits(model, ids, args.max_new_tokens):
-            if args.skip_bad:
-                return []
-            raise UserError(f"item {example.id}: its prompt of {len(ids)} tokens does not fit the "
-                            "model; shorten or drop it, or pass --skip_bad")
-        order, text = write_judgment(model, tokenizer, example, args.seed, prompt_of, rating,
-                                     not args.no_principles, args.thinking)
-        shown, reason = parse_judgment(text, len(order), rating)
-        return [{"permutation": order, "completion_ids": [], "text": text, "reason": reason,
-                 "scores": shown and unpermute(shown, order)}]
-
     def explore(chunk):
         non_hinted = hinted = [[] for _ in chunk]
         if not args.no_non_hinted:
@@ -372,40 +353,25 @@ def sample_all(examples, args, accelerator, folder):
         rows = [{"id": e.id, "domain": e.domain, "rewards": e.rewards,
                  "non_hinted": [record(j, e) for j in js], "hinted": [record(j, e) for j in hs]}
                 for e, js, hs in zip(chunk, non_hinted, hinted, strict=True)]
-        for row, example in zip(rows, chunk, strict=True) if args.format_only else ():
-            parsed = any(j["scores"] for j in row["non_hinted"])
-            row["written"] = [] if parsed else write(example)
+        if args.format_only:
+            add_written(rows, chunk, model, tokenizer, args, training_prompt, rating_of,
+                        parse_judgment)
         return rows
     return in_chunks(path, examples, explore, accelerator, 128, "sampling judgments")
 
 
 def report_selection(rows, kept, same_tokenizer, run):
     """selection.json and its printed form. Raises UserError if nothing is left."""
-    report = selection_report(rows)
+    report, on_main = selection_report(rows), run.accelerator.is_main_process
     judgments = [j for row in rows for j in row["non_hinted"] + row["hinted"]]
-    if run.accelerator.is_main_process:
+    if on_main and not run.args.format_only:
         tell_unparsed(run.folder, judgments)
     if not kept:
-        reasons = Counter(j["reason"] for j in judgments)
-        advice = ("use a stronger --sampler or more items (--limit)"
-                  if 2 * reasons["ok"] >= reasons.total() else
-                  "this model hardly writes the format: run spct_rft.py --format_only with another "
-                  "--output, and then this with its model as --model")
-        raise UserError(f"no judgment survived of {len(rows)} items ({dict(report['non_hinted'])}; "
-                        f"parsing: {dict(reasons)}); {advice}")
-    if not run.accelerator.is_main_process:
-        return
-    write_json(run.folder / "selection.json",
-               {**report, "kept": kept, "same_tokenizer": same_tokenizer})
-    print(f"{report['items']} items, {kept} judgments kept")
-    for kind in filter(report.get, ("non_hinted", "hinted", "written")):
-        total = sum(report[kind].values())
-        print(f"  {kind:<11}" + "".join(f"  {fate} {count} ({100 * count / total:.0f}%)"
-                                         for fate, count in sorted(report[kind].items())))
-    for domain, counts in sorted(report["by_domain"].items()) if "written" not in report else ():
-        print(f"  {domain:<11}  kept {counts['non_hinted/kept']} non-hinted, "
-              f"{counts['hinted/kept']} hinted; too easy {counts['non_hinted/too_easy']}, "
-              f"incorrect {counts['non_hinted/incorrect']}")
+        raise nothing_kept(report, judgments, run.args.format_only)
+    if on_main:
+        write_json(run.folder / "selection.json",
+                   {**report, "kept": kept, "same_tokenizer": same_tokenizer})
+        print_selection(report, kept)
 
 
 if __name__ == "__main__":

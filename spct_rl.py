@@ -29,25 +29,17 @@ Where we differ from the paper:
 Read next: meta_rm.py.
 """
 import argparse
-import dataclasses
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from grm import (
-    TOY_BASE,
-    build_prompt,
-    encode_chat,
-    is_correct,
-    rating_of,
-    rule_reward,
-    sample_judgments,
-)
+from grm import TOY_BASE, is_correct, rule_reward, sample_judgments
 from plumbing.data import DATA_HELP, load_examples
-from plumbing.generation import CompletionLogits, fits, load_model
+from plumbing.figures import tell_equal_rewards, tell_few_items
+from plumbing.generation import CompletionLogits, drop_long, groups_by_length, load_model
 from plumbing.judge import add_judge_flags, judge_options, judge_prompt, own_prompt, settle
 from plumbing.runs import (
     UserError,
@@ -55,6 +47,7 @@ from plumbing.runs import (
     batch_indices,
     command_line,
     in_chunks,
+    name_draws,
     read_flags,
     read_rows,
     seed_everything,
@@ -62,8 +55,8 @@ from plumbing.runs import (
     start_run,
     sum_over_processes,
 )
+from spct_rft import training_prompt
 
-TOKENS_ON_A_GPU = 8192  # of a micro-batch, if --micro_batch_size is not given
 CLIP_EPS = 0.2  # Choice: GRPO's usual clip range. With one update per step it never binds.
 
 
@@ -250,10 +243,11 @@ def main():
     # that the KL is 0 at step 1.
     model, tokenizer = load_model(args.model, accelerator.device, torch.float32)
     reference, _ = load_model(args.model, accelerator.device, torch.float32)
-    examples = drop_long(examples, args, accelerator, model, tokenizer)
+    # a group needs G judgments, so an item whose prompt does not fit the model is no item of RL
+    examples = drop_long(examples, training_prompt, model, tokenizer, args, accelerator)
     reference = CompletionLogits(reference.requires_grad_(False), tokenizer.pad_token_id)
     policy = CompletionLogits(model, tokenizer.pad_token_id)
-    pack = policy.pack
+    pack = policy.pack  # before DDP wraps it
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
     # Choice: AdamW, betas (0.9, 0.95), no weight decay, gradient norm at most 1.0.
@@ -264,9 +258,7 @@ def main():
     accelerator.print(f"RL from {args.model} on {accelerator.device}: "
                       f"{accelerator.num_processes} processes x {Q} items x {args.G} judgments = "
                       f"{rollouts} rollouts per step, {len(examples)} items, {args.steps} steps")
-    if len(examples) < args.prompts_per_step:
-        accelerator.print(f"only {len(examples)} distinct items per step: some are drawn more than "
-                          "once; more data, or a lower --prompts_per_step, would tell more")
+    tell_few_items(accelerator, len(examples), args.prompts_per_step)
 
     def logp_and_entropy(logits, ids):  # what is wanted of the logits, a chunk of tokens at a time
         return token_logp(logits, ids, args.temperature), token_entropy(logits, args.temperature)
@@ -345,10 +337,7 @@ def main():
                "time/update_s": time.time() - sampled})
 
         dead = (dead + 1) * (total["dead"] == args.prompts_per_step)
-        if dead == min(5, args.steps):
-            accelerator.print(f"\nin {dead} steps in a row every group had equal rewards, so there "
-                              "is nothing to learn; look at reward/parse_rate, then try other "
-                              "data, a larger --G or a higher --temperature")
+        tell_equal_rewards(accelerator, dead, args.steps)
 
     # 8. save, and say whether the reward rose
     run.finish(tokenizer, judge_prompt(args))
@@ -357,19 +346,6 @@ def main():
         tenth = max(1, len(rewards) // 10)
         print(f"mean reward {sum(rewards[:tenth]) / tenth:.2f} over the first {tenth} steps, "
               f"{sum(rewards[-tenth:]) / tenth:.2f} over the last {tenth}")
-
-
-def name_draws(drawn):
-    """The items of one step; one that is drawn again has another id, and so other random numbers.
-
-    Pitfall: with fewer items than --prompts_per_step the second group would copy the first.
-    """
-    seen = Counter()
-    for i, example in enumerate(drawn):
-        seen[example.id] += 1
-        if seen[example.id] > 1:
-            drawn[i] = dataclasses.replace(example, id=f"{example.id}/draw{seen[example.id]}")
-    return drawn
 
 
 def drop_easy(examples, args, accelerator, folder):
@@ -390,28 +366,6 @@ def drop_easy(examples, args, accelerator, folder):
     return [e for e in examples if e.id not in easy]
 
 
-def drop_long(examples, args, accelerator, model, tokenizer):
-    """A group needs G judgments, so an item whose prompt does not fit the model is no item of RL.
-
-    Raises UserError unless --skip_bad, before anything is sampled.
-    """
-    def long(e):
-        prompt = build_prompt(e, args.template, rating_of(e, args.rating),
-                              not args.no_principles, args.use_reference)
-        ids = encode_chat(tokenizer, prompt, thinking=args.thinking)
-        return not fits(model, ids, args.max_new_tokens)
-    dropped = {e.id for e in examples if long(e)}
-    if dropped and (not args.skip_bad or len(dropped) == len(examples)):
-        raise UserError(f"the prompts of {len(dropped)} of {len(examples)} items (one: "
-                        f"{min(dropped)}) and {args.max_new_tokens} new tokens exceed the model's "
-                        f"{model.config.max_position_embeddings}; shorten or drop them, lower "
-                        "--max_new_tokens, use --template compact, or pass --skip_bad")
-    if dropped:
-        accelerator.print(f"{len(dropped)} of {len(examples)} items dropped: their prompts do not "
-                          "fit the model")
-    return [e for e in examples if e.id not in dropped]
-
-
 def make_parts(groups, advantages, args, pack, device):
     """Micro-batches of whole groups, sorted by length so that little is padding: a list of dicts.
 
@@ -419,22 +373,8 @@ def make_parts(groups, advantages, args, pack, device):
     (B, T) as the sampler recorded it (so there is no second forward pass), advantages (B,), counted
     (B,) bool. Everything the update needs is on the device before it begins.
     """
-    prompt = [len(group[0].prompt_ids) for group in groups]                      # tokens
-    longest = [max(len(j.completion_ids) for j in group) for group in groups]    # tokens
-    order = sorted(range(len(groups)), key=lambda q: prompt[q] + longest[q])
-    size = args.micro_batch_size or (32 if device.type == "cpu" else None)
-
-    def too_large(chosen):
-        if size:
-            return len(chosen) > size // args.G
-        tokens = max(prompt[q] for q in chosen) + args.G * max(longest[q] for q in chosen)
-        return len(chosen) * tokens > TOKENS_ON_A_GPU
-    chosen_ones, parts = [[]], []
-    for q in order:
-        if chosen_ones[-1] and too_large([*chosen_ones[-1], q]):
-            chosen_ones.append([])
-        chosen_ones[-1].append(q)
-    for chosen in chosen_ones:
+    parts = []
+    for chosen in groups_by_length(groups, args.micro_batch_size, device):
         judgments = [j for q in chosen for j in groups[q]]
         logp_old = pad_sequence([torch.tensor(j.logp) for j in judgments], batch_first=True)
         counted = torch.tensor([j.reason != "truncated" or not args.mask_truncated

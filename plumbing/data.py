@@ -31,6 +31,7 @@ import re
 from pathlib import Path
 
 from plumbing.files import SUFFIXES, file_rows, from_text, local_files, parse_line
+from plumbing.generation import encode_chat
 from plumbing.records import collect, example_from_dict, read_jsonl
 from plumbing.runs import UserError, changes, first_line, made_from, read_json
 from plumbing.sets import CHATS, SETS
@@ -149,6 +150,14 @@ def general_data(args, wanted=True):
         raise UserError(f"--data {args.data} would be mixed with the toy's general sentences; give "
                         "--general_data (a .jsonl of chats, or smoltalk), or --general_fraction 0")
     return args.general_data or "toy"
+
+
+def try_chats(tokenizer, args, general):
+    """Raises the UserError of --thinking, and of a chat of --general_data if `general`, at once."""
+    encode_chat(tokenizer, [{"role": "user", "content": "?"}], thinking=args.thinking)
+    if general:
+        for chat in load_chats(args.general_data, 1, args.seed):
+            encode_chat(tokenizer, chat[:-1], chat[-1]["content"])
 
 
 def load_chats(name, count, seed=0):

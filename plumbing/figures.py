@@ -3,7 +3,7 @@ import csv
 import io
 from collections import Counter
 
-from plumbing.runs import write_text
+from plumbing.runs import UserError, write_text
 
 # One colour per method in all figures, and what a reader calls it.
 METHODS = {"vote": ("tab:blue", "votes of all k"),
@@ -62,11 +62,54 @@ def tell_unparsed(name, judgments):
           "spct_rft.py --format_only teaches it")
 
 
+def nothing_kept(report, judgments, format_only):
+    """The UserError of an RFT that has nothing to train on. judgments: as sampled, dicts."""
+    reasons = Counter(j["reason"] for j in judgments)
+    if format_only:  # one is written for each item whose prompt fits
+        advice = "no prompt fits the model: shorten the items, or lower --max_new_tokens"
+    elif 2 * reasons["ok"] >= reasons.total():
+        advice = "use a stronger --sampler or more items (--limit)"
+    else:
+        advice = ("this model hardly writes the format: run spct_rft.py --format_only with another "
+                  "--output, and then this with its model as --model")
+    return UserError(f"no judgment survived of {report['items']} items "
+                     f"({dict(report['non_hinted'])}; parsing: {dict(reasons)}); {advice}")
+
+
+def print_selection(report, kept):
+    """selection.json in print: what was kept and rejected, then by domain."""
+    print(f"{report['items']} items, {kept} judgments kept")
+    for kind in filter(report.get, ("non_hinted", "hinted", "written")):
+        total = sum(report[kind].values())
+        print(f"  {kind:<11}" + "".join(f"  {fate} {count} ({100 * count / total:.0f}%)"
+                                         for fate, count in sorted(report[kind].items())))
+    if "written" in report:  # nothing was selected
+        return
+    for domain, counts in sorted(report["by_domain"].items()):
+        print(f"  {domain:<11}  kept {counts['non_hinted/kept']} non-hinted, "
+              f"{counts['hinted/kept']} hinted; too easy {counts['non_hinted/too_easy']}, "
+              f"incorrect {counts['non_hinted/incorrect']}")
+
+
 def tell_clamped(name, share):
     """A loud line if more than a few scores of a run were outside 1-10, which hides a bad judge."""
     if share > 0.01:
         print(f"WARNING: {name}: {100 * share:.1f} % of the judgments have a score outside 1-10, "
               "moved to its end: does this judge use another scale? Then its scores mean little")
+
+
+def tell_few_items(accelerator, count, per_step):
+    if count < per_step:
+        accelerator.print(f"only {count} distinct items per step: some are drawn more than once; "
+                          "more data, or a lower --prompts_per_step, would be better")
+
+
+def tell_equal_rewards(accelerator, dead, steps):
+    """dead: steps so far, in a row, in which every group had equal rewards."""
+    if dead == min(5, steps):
+        accelerator.print(f"\nin {dead} steps in a row every group had equal rewards, so there is "
+                          "nothing to learn; look at reward/parse_rate, then try other data, a "
+                          "larger --G or a higher --temperature")
 
 
 def write_csv(path, rows):

@@ -1,8 +1,9 @@
 r"""Judgments written for a model that does not write the format: what `spct_rft.py --format_only`
 learns from where none of the model's own parses. Nothing of the paper is in here.
 
-The form is ours, the verdict the model's: behind the words that it judges it is drawn with the
-probabilities that the model itself gives "good" and "bad". No label is looked at.
+The form is ours, the verdict the model's: each response is shown first once, and the verdict is
+drawn with the odds of "good" and "bad" that the model itself gives behind its words. No label is
+looked at.
 """
 import math
 import os
@@ -11,7 +12,7 @@ import re
 
 import torch
 
-from plumbing.generation import encode_chat
+from plumbing.generation import encode_chat, exceeds, fits, harmless, token_ids
 
 QUALITIES = ["accuracy", "clarity", "detail", "tone"]
 SAID = {"1-10": ("good 8", "bad 3"), "0-1": ("good 1", "bad 0"), "best": ("good", "bad")}
@@ -26,7 +27,9 @@ def head(shown, quality, principles=True):
 
 
 def quote(text):
-    return '"' + " ".join(text.split()[:8]) + '"'
+    words = " ".join(text.split()[:8])
+    # Pitfall: behind a response's own <think> the parser would see no verdict.
+    return '"' + re.sub(r"<(?=/?think>)", "< ", words) + '"'
 
 
 def judgment(shown, quality, good, rating="1-10", principles=True):
@@ -53,9 +56,9 @@ def judgment(shown, quality, good, rating="1-10", principles=True):
 
 @torch.no_grad()
 def first_verdict(model, tokenizer, prompt_ids, start):
-    """log p(" good") - log p(" bad") behind `start`, a judgment up to its first verdict, where the
-    tokens of the two words part."""
-    good, bad = (tokenizer(start + word, add_special_tokens=False)["input_ids"]
+    """log p(" good") - log p(" bad") behind `start`, a judgment up to its first verdict: of the
+    first tokens where the two words differ."""
+    good, bad = (token_ids(tokenizer, harmless(tokenizer, start + word))
                  for word in (" good", " bad"))
     place = len(os.path.commonprefix([good, bad]))
     if place in (len(good), len(bad)):  # this tokenizer cannot tell them apart
@@ -81,17 +84,52 @@ def own_verdict(model, tokenizer, shown, quality, rng, prompt_ids_of, principles
     return [i == best for i in range(count)]
 
 
-def write_judgment(model, tokenizer, example, seed, prompt_of, rating, principles, thinking=None):
-    """(permutation, text) of a judgment in the right form, whose verdict is the model's own.
+def write_judgment(model, tokenizer, example, rating, args, prompt_of):
+    """(permutation, text) of a judgment in the right form, whose verdict is the model's own; or
+    None with --skip_bad where the prompt does not fit the model, else a UserError.
 
-    Deviation: the paper's RFT samples from DeepSeek-V2.5, which writes the format. A model that
-    does not gives nothing to select. This is a cold start before the cold start: the criterion is
-    drawn by lot, and no label is looked at.
-    prompt_of: an example in displayed order -> the judge's prompt (messages).
+    Deviation: the paper names no such step; its sampler is DeepSeek-V2.5. From a model that does
+    not write the format there is nothing to select. So this is a cold start before the cold start:
+    one criterion is drawn by lot, the other is the question's longest word, and no label is looked
+    at.
+    prompt_of: (an example in displayed order, args) -> the judge's prompt (messages).
     """
-    rng = random.Random(f"{seed}/{example.id}")
+    def prompt_ids_of(e):
+        return encode_chat(tokenizer, prompt_of(e, args), thinking=args.thinking)
+    ids = prompt_ids_of(example)
+    if not fits(model, ids, args.max_new_tokens):
+        if args.skip_bad:
+            return None
+        raise exceeds(model, ids, args.max_new_tokens, f"item {example.id}")
+    rng = random.Random(f"{args.seed}/{example.id}")
     order = rng.sample(range(len(example.responses)), len(example.responses))
     shown, quality = example.permuted(order), rng.choice(QUALITIES)
-    good = own_verdict(model, tokenizer, shown, quality, rng, lambda e: encode_chat(
-        tokenizer, prompt_of(e), thinking=thinking), principles)
-    return order, judgment(shown, quality, good, rating, principles)
+    good = own_verdict(model, tokenizer, shown, quality, rng, prompt_ids_of,
+                       not args.no_principles)
+    return order, judgment(shown, quality, good, rating, not args.no_principles)
+
+
+def add_written(rows, examples, model, tokenizer, args, prompt_of, rating_of, parse):
+    """Adds "written" to rows of judgments.jsonl: one judgment where none of the model's own parses.
+
+    rating_of, parse: grm.rating_of and grm.parse_judgment.  The others: see `write_judgment`.
+    """
+    for row, example in zip(rows, examples, strict=True):
+        row["written"] = []
+        if any(j["scores"] for j in row["non_hinted"]):
+            continue
+        rating = rating_of(example, args.rating)
+        found = write_judgment(model, tokenizer, example, rating, args, prompt_of)
+        if found:
+            order, text = found
+            shown, reason = parse(text, len(order), rating)
+            row["written"] = [{
+                "permutation": order, "completion_ids": [], "text": text, "reason": reason,
+                "scores": shown and [shown[order.index(i)] for i in range(len(order))]}]
+
+
+def parsed_fates(row):
+    """{kind of judgment: [its fate]} of a row with "written": all that parsed is kept, whatever the
+    scores."""
+    return {kind: ["unparsed" if j["scores"] is None else "kept" for j in row[kind]]
+            for kind in ("non_hinted", "written")}

@@ -36,6 +36,9 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '### Assistant\n' }}{% endif %}")
 
 
+TOKENS_ON_A_GPU = 8192  # of a micro-batch of RL, if --micro_batch_size is not given
+
+
 # ----- loading -----
 
 def find_model(name):
@@ -309,9 +312,35 @@ def fits(model, prompt, max_new_tokens):
     return not room or len(prompt) + max_new_tokens <= room
 
 
+def exceeds(model, prompt, max_new_tokens, item):
+    """The UserError of a prompt (token ids) that does not fit; `item` says whose it is."""
+    return UserError(f"{item}: its prompt of {len(prompt)} tokens and {max_new_tokens} new ones "
+                     f"exceed the model's {model.config.max_position_embeddings}; shorten or drop "
+                     "it, lower --max_new_tokens, use --template compact, or pass --skip_bad")
+
+
+def drop_long(examples, prompt_of, model, tokenizer, args, accelerator):
+    """The items whose prompt fits the model; the others raise UserError unless --skip_bad.
+
+    prompt_of: (example, args) -> messages.
+    """
+    def long(e):
+        ids = encode_chat(tokenizer, prompt_of(e, args), thinking=args.thinking)
+        return None if fits(model, ids, args.max_new_tokens) else ids
+    dropped = {e.id: ids for e in examples if (ids := long(e))}
+    if dropped and (not args.skip_bad or len(dropped) == len(examples)):
+        item, ids = min(dropped.items())
+        raise exceeds(model, ids, args.max_new_tokens,
+                      f"{len(dropped)} of {len(examples)} items, item {item} for example")
+    if dropped:
+        accelerator.print(f"{len(dropped)} of {len(examples)} items dropped: their prompts do not "
+                          "fit the model")
+    return [e for e in examples if e.id not in dropped]
+
+
 @torch.no_grad()
 def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, token_budget=None,
-             progress=False, skip_long=False):
+             skip_long=False):
     """One Completion (ids, logp, finished) per prompt (token ids), same order.
 
     temperature 0 takes the most likely token. Row r draws with the random numbers of seeds[r].
@@ -322,10 +351,8 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
         raise UserError("--max_new_tokens must be at least 1 and --temperature at least 0")
     long = [r for r, prompt in enumerate(prompts) if not fits(model, prompt, max_new_tokens)]
     if long and not skip_long:
-        raise UserError(f"a prompt of {len(prompts[long[0]])} tokens ({seeds[long[0]]}: "
-                        f"seed/item/sample) and {max_new_tokens} new ones exceed the model's "
-                        f"{model.config.max_position_embeddings}; shorten or drop that item, lower "
-                        "--max_new_tokens, use --template compact, or pass --skip_bad")
+        raise exceeds(model, prompts[long[0]], max_new_tokens,
+                      f"{seeds[long[0]]} (seed/item/sample)")
     was_training = model.training
     # Pitfalls: dropout would make the ratio of GRPO differ from 1, and gradient checkpointing drops
     # the cache; both are in force in training mode only.
@@ -356,19 +383,17 @@ def generate(model, tokenizer, prompts, temperature, max_new_tokens, seeds, toke
             for r, row in zip(batch, found, strict=True):
                 rows[r] = row
     try:
-        with tqdm(total=len(order), desc="judgments", unit="", disable=not progress) as bar:
+        while done < len(order):
+            batch, copies = [], 0
             while done < len(order):
-                batch, copies = [], 0
-                while done < len(order):
-                    prompt = prompts[order[done]]  # the longest of the batch so far
-                    copies += not (kind == "parts" and batch and prompt == prompts[batch[-1]])
-                    needed = copies * len(prompt) + (len(batch) + 1) * max_new_tokens
-                    if batch and needed > budget:
-                        break
-                    batch.append(order[done])
-                    done += 1
-                fill(batch)
-                bar.update(len(batch))
+                prompt = prompts[order[done]]  # the longest of the batch so far
+                copies += not (kind == "parts" and batch and prompt == prompts[batch[-1]])
+                needed = copies * len(prompt) + (len(batch) + 1) * max_new_tokens
+                if batch and needed > budget:
+                    break
+                batch.append(order[done])
+                done += 1
+            fill(batch)
     finally:
         model.train(was_training)
     return rows
@@ -608,6 +633,31 @@ def logit_scale(model):
                     "its exact log-probabilities: add the rule to head_logits")
 
 
+def groups_by_length(groups, size, device):
+    """Micro-batches of whole groups of judgments: lists of indices, of like length, so that little
+    is padding.
+
+    size: judgments in each at most. None: 32 on a CPU; on a GPU as many groups as have, with
+    padding, TOKENS_ON_A_GPU.
+    """
+    G = len(groups[0])
+    prompt_lengths = [len(group[0].prompt_ids) for group in groups]
+    longest = [max(len(j.completion_ids) for j in group) for group in groups]
+    size = size or (32 if device.type == "cpu" else None)
+
+    def too_large(batch):
+        if size:
+            return len(batch) > size // G
+        tokens = max(prompt_lengths[q] for q in batch) + G * max(longest[q] for q in batch)
+        return len(batch) * tokens > TOKENS_ON_A_GPU
+    batches = [[]]
+    for q in sorted(range(len(groups)), key=lambda q: prompt_lengths[q] + longest[q]):
+        if batches[-1] and too_large([*batches[-1], q]):
+            batches.append([])
+        batches[-1].append(q)
+    return batches
+
+
 def completion_states(model, batch):
     """Hidden states (B, T, D) at the places that predict each completion token.
 
@@ -629,11 +679,11 @@ def completion_states(model, batch):
 
 
 def left_pad(rows, pad_id, device):
-    """ids and attention mask (B, L), padding on the left."""
+    """ids (B, P) and mask (B, P) bool, padding on the left; as `right_pad`."""
     width = max(map(len, rows))
     ids = torch.tensor([[pad_id] * (width - len(r)) + r for r in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=device)
-    return ids, mask
+    lengths = torch.tensor([len(r) for r in rows], device=device)
+    return ids, torch.arange(width, device=device) >= width - lengths[:, None]
 
 
 def right_pad(rows, pad_id, device):

@@ -5,6 +5,7 @@ model/), files that appear whole or not at all, and one-line errors for a user's
 """
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import functools
 import gc
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -720,6 +722,20 @@ def batch_indices(step, batch_size, count, seed):
             random.Random(f"{seed}/{epoch}").shuffle(orders[epoch])
         picked.append(orders[epoch][place])
     return picked
+
+
+def name_draws(drawn):
+    """The items of one step; one that is drawn again has another id, and so other random numbers.
+
+    Pitfall: where epochs meet, or with fewer items than --prompts_per_step, the second group would
+    copy the first.
+    """
+    seen = Counter()
+    for i, example in enumerate(drawn):
+        seen[example.id] += 1
+        if seen[example.id] > 1:
+            drawn[i] = dataclasses.replace(example, id=f"{example.id}/draw{seen[example.id]}")
+    return drawn
 
 
 def save_model(folder, model, tokenizer, judge=None):

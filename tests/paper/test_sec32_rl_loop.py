@@ -20,7 +20,7 @@ import spct_rl
 from grm import Judgment, rule_reward, sample_judgments
 from plumbing import runs
 from plumbing.data import load_examples
-from plumbing.generation import CompletionLogits, load_model
+from plumbing.generation import TOKENS_ON_A_GPU, CompletionLogits, load_model
 from plumbing.runs import read_json, read_rows
 from spct_rl import group_advantages, grpo_loss, too_easy
 
@@ -522,7 +522,7 @@ def test_micro_batches_are_whole_groups_and_fill_a_gpu_by_tokens(size):
     if size:
         assert all(len(prompts) == 2 for prompts, _ in lists)
     else:
-        assert max(tokens) <= spct_rl.TOKENS_ON_A_GPU < min(
+        assert max(tokens) <= TOKENS_ON_A_GPU < min(
             a + b for a, b in zip(tokens, tokens[1:]))
     for part, (prompts, completions) in zip(parts, lists, strict=True):
         assert len(completions) == 4 * len(prompts)

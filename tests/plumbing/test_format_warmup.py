@@ -14,7 +14,8 @@ from plumbing.runs import read_json, read_rows, write_rows
 @pytest.mark.parametrize("principles", [True, False])
 @pytest.mark.parametrize("rating, n", [("1-10", 2), ("1-10", 3), ("0-1", 1), ("best", 2)])
 def test_written_judgments_parse_and_say_what_they_are_told(rating, n, principles):
-    for row in animals(8, n):
+    thinks = {"id": "t", "prompt": "Hi", "responses": ["<think>a</think> b", "c <think>"][:n]}
+    for row in [*animals(8, n), *([thinks] if n < 3 else [])]:
         for best in range(n):
             for good in ([i == best for i in range(n)], *([[False]] * (n == 1))):
                 text = judgment(example_from_dict(row), "tone", good, rating, principles)
@@ -40,6 +41,21 @@ def test_the_verdict_is_the_models_own_and_not_the_labels(byte_tokenizer):
     assert verdict(FindsBGood(tokenizer, 40.0), single) == [False]
 
 
+def test_what_is_quoted_is_text_for_the_model_that_is_asked(byte_tokenizer):
+    """A control token in a response was one in the judgment behind which the verdict is drawn."""
+    tokenizer = byte_tokenizer("chatml")
+    [row] = animals(1, 1)
+    shown = example_from_dict({**row, "responses": ["<|im_end|> <|im_<|im_end|>end|> animal 0 a."]})
+    asked = []
+
+    class Spy(FindsBGood):
+        def __call__(self, ids, **options):
+            asked.extend(ids[0].tolist())
+            return super().__call__(ids, **options)
+    own_verdict(Spy(tokenizer, 1.0), tokenizer, shown, "tone", random.Random(0), lambda e: [1])
+    assert len(asked) > 50 and not {*asked} & {*tokenizer.all_special_ids} - {1}
+
+
 def test_a_model_that_never_writes_the_format_learns_it(cli, tiny, tmp_path):
     """One command on data without labels. The judge is random, so nothing of its own parses."""
     rows = [{**row, "rewards": None, "prompt": "How ?", "responses": ["good", "bad"]}
@@ -51,6 +67,7 @@ def test_a_model_that_never_writes_the_format_learns_it(cli, tiny, tmp_path):
             "--output", tmp_path / "warmup"]
     code, out, err = cli(*warm)
     assert code == 0, err
+    assert "--format_only" not in out + err  # no advice to do what is being done
     report = read_json(tmp_path / "warmup" / "selection.json")
     assert report["non_hinted"] == {"unparsed": 8} and report["written"] == {"kept": 8}
     reasons = {}
@@ -69,3 +86,6 @@ def test_a_model_that_never_writes_the_format_learns_it(cli, tiny, tmp_path):
     assert f"item {rows[3]['id']}" in error_of(cli(*long))
     assert cli(*long, "--skip_bad")[0] == 0
     assert read_json(tmp_path / "long" / "selection.json")["written"] == {"kept": 3}
+    write_rows(tmp_path / "long.jsonl", [{**rows[0], "prompt": "How ? " * 600}])
+    line = error_of(cli(*long, "--skip_bad", "--overwrite"))
+    assert "no prompt fits" in line and "--sampler" not in line and "--format_only" not in line
