@@ -30,12 +30,13 @@ from pathlib import Path
 
 import numpy as np
 
-from infer_scale import add_set_flags, clamped_share, default_k_meta, judge_set, meta_vote, vote
+from grm import parse_scores
+from infer_scale import add_set_flags, default_k_meta, judge_set, meta_vote, vote
 from meta_rm import roc_auc
 from plumbing import served
 from plumbing.data import load_examples, tell_changed_items
-from plumbing.figures import draw_curves, print_table, tell_clamped, write_csv
-from plumbing.judge import JUDGE_HELP, default_judge
+from plumbing.figures import clamped_share, draw_curves, print_table, tell_clamped, write_csv
+from plumbing.judge import JUDGE_HELP, default_judge, settle
 from plumbing.runs import (
     UserError,
     command_line,
@@ -327,7 +328,7 @@ def report(rows):
         "items": len(credits), "accuracy": mean(credits), "low": low, "high": high,
         "lenient": mean(item_credits(alone, ties="lenient").values()), "chance": chance(alone),
         "parse_rate": mean(s["scores"] is not None for s in samples),
-        "clamped": clamped_share(rows),
+        "clamped": clamped_share(rows, parse_scores),
         "tie_rate": mean(s["scores"] is not None and verdict(s["scores"]) is None
                          for r in alone for s in r["samples"]),
         "first_position": mean(s["permutation"][0] == best for _, s, best in clear),
@@ -395,7 +396,11 @@ def read_arguments():
     parser.add_argument("--k_meta", type=int,
                         help="of --runs: judgments that vote at the largest k (paper: k/2)")
     add_set_flags(parser, chunk_size=256)
-    return served.check_endpoint(read_flags(parser))
+    args = served.check_endpoint(read_flags(parser))
+    if not args.runs:
+        args.model = args.model or default_judge()
+        settle(args, args.model)
+    return args
 
 
 @command_line
@@ -403,7 +408,6 @@ def main():
     args = read_arguments()
     if args.runs:
         return compare(read_runs(args.runs), Path(args.output), args.k_meta)
-    args.model = args.model or default_judge()
 
     # 1. two judgments of every item, in opposite response orders; accuracy is that of the first
     accelerator, output = start_accelerator(args), Path(args.output)
@@ -411,7 +415,7 @@ def main():
                              domain=args.domain)
     if not any(len(e.responses) > 1 and e.rewards for e in examples):
         raise UserError(f"{args.data}: no item with n >= 2 and rewards; python grm.py --data "
-                        "scores items without truth")
+                        "scores unlabelled items")
     _, rows = judge_set(args, examples, 2, accelerator, orders="opposite")
 
     # 2. the table
@@ -442,6 +446,12 @@ def read_runs(words):
                             "own, NAME=FOLDER")
         runs[name] = read_rows(path, fields=(
             "id", "domain", "n", "rewards", "response_lengths", "samples"))
+        first = next(iter(runs))
+        rewards = {r["id"]: r["rewards"] for r in graded(runs[first])}
+        for r in graded(runs[name]):
+            if rewards.get(r["id"], r["rewards"]) != r["rewards"]:
+                raise UserError(f"--runs: item {r['id']} has other rewards in {name} than in "
+                                f"{first}; judge again with --overwrite")
     return runs
 
 
@@ -461,7 +471,7 @@ def compare(runs, output, k_meta=None):
                         "--overwrite if a file was damaged")
     print_table([row for row in table if row["domain"] == "all"], SHORT[:1] + SHORT[2:])
     for name, rows in runs.items():
-        tell_clamped(name, clamped_share(rows))
+        tell_clamped(name, clamped_share(rows, parse_scores))
     write_csv(output / "table.csv", table)
 
     # 2. differences on the same items. Two intervals that overlap may still hide a clear
@@ -479,11 +489,6 @@ def compare(runs, output, k_meta=None):
                 print(f"{name} - {first}: no item in both")
                 break
             shared = [r for r in graded(runs[first]) if r.get("of", r["id"]) in b]
-            rewards = {r["id"]: r["rewards"] for r in graded(runs[name])}
-            for r in shared:
-                if rewards.get(r["id"], r["rewards"]) != r["rewards"]:
-                    raise UserError(f"--runs: item {r['id']} has other rewards in {name} than in "
-                                    f"{first}; judge again with --overwrite")
             columns = [[credits[i] for i in common] for credits in (a, b)]
             gain = 100 * (mean(columns[1]) - mean(columns[0]))
             low, high = paired_ci(*columns, clusters=clusters_of(shared))

@@ -28,12 +28,10 @@ import dataclasses
 import os
 import random
 import re
-import warnings
-from collections import Counter
 
 from plumbing import served
 from plumbing.data import load_examples
-from plumbing.figures import print_item
+from plumbing.figures import print_item, was_clamped
 from plumbing.generation import complete, encode_chat  # noqa: F401 (encode_chat: for users of grm)
 from plumbing.judge import (
     JUDGE_HELP,
@@ -42,8 +40,9 @@ from plumbing.judge import (
     default_judge,
     in_python,
     judge_options,
-    prompt_of,
+    settings_of,
     settle,
+    warn_of_no_score,
 )
 from plumbing.prompt_texts import (
     PRINCIPLES_TASK,
@@ -206,7 +205,7 @@ class Judgment:
     logp: list             # nats, of each id under the tempered distribution it was drawn from
     prompt_tokens: int = 0
     tokens: int = 0
-    prompt: str = ""       # as it was sent, in the chat template
+    prompt: str = ""       # as the chat template made it; of a served judge, the message
 
 
 def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, *, orders="random",
@@ -323,15 +322,6 @@ def parse_scores(text, n, lo=1, hi=10, clamp=False):
     return scores, "ok"
 
 
-def was_clamped(text, scores):
-    r"""Whether 1-10 scores were moved to an end. A judge on another scale would hide behind that.
-
-    >>> was_clamped(r"Scores: \boxed{85, 90}", [10, 10])
-    True
-    """
-    return scores is not None and parse_scores(text, len(scores))[1] == "out_of_range"
-
-
 def parse_judgment(text, n, rating, clamp=False):
     r"""`parse_scores` for a rating; "best" (Eq. 6) gives the chosen response 1 and the others 0.
 
@@ -423,16 +413,12 @@ def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, me
     example = example_from_dict({"id": f"score/{prompt}", "prompt": prompt, "responses": responses},
                                 "score()")
     temperature = (0.0 if k == 1 else 0.5) if temperature is None else temperature
-    try:
+    with in_python(example.id):
         [judgments] = sample_judgments(model, tokenizer, [example], k, temperature, seed,
-                                       clamp=True, **{**prompt_of(model), **options})
-    except UserError as error:  # its advice is for programs, and the id here is the whole prompt
-        raise UserError(in_python(str(error).replace(example.id, "score()"))) from None
+                                       clamp=True, **{**settings_of(model), **options})
     valid = [j.scores for j in judgments if j.scores is not None]
     if not valid:
-        reasons = dict(Counter(j.reason for j in judgments))
-        warnings.warn(f"none of {k} judgments parsed ({reasons}), so there is no score; the first "
-                      f"begins {judgments[0].text[:200]!r}", stacklevel=2)
+        warn_of_no_score(judgments)
         return [float("nan")] * len(responses)
     votes = sum_scores(valid)
     return [v / len(valid) for v in votes] if mean else votes
@@ -500,7 +486,7 @@ def main():
         votes = sum_scores([j.scores for j in judgments])
         graded = example.rewards and len(example.rewards) > 1  # n = 1 is scored 1-10 here
         rewards = [rule_reward(j.scores, example.rewards) for j in judgments] if graded else None
-        clamped = [was_clamped(j.text, j.scores) for j in judgments]
+        clamped = [was_clamped(j.text, j.scores, parse_scores) for j in judgments]
         print_item(example, judgments, votes, rewards, clamped, args.show_prompt)
         if output:
             append_jsonl(output / "judgments.jsonl", [{

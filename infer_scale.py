@@ -31,15 +31,12 @@ import shlex
 import time
 from pathlib import Path
 
-from grm import (
-    sample_judgments,
-    sum_scores,
-    was_clamped,
-)
-from meta_rm import add_meta_logits, fingerprint
+from grm import parse_scores, sample_judgments, sum_scores
+from meta_rm import add_meta_logits
 from plumbing import served
 from plumbing.data import DATA_HELP, load_examples
-from plumbing.figures import tell_clamped, tell_unparsed
+from plumbing.figures import tell_judged, tell_unlabelled
+from plumbing.generation import fingerprint
 from plumbing.judge import JUDGE_HELP, add_judge_flags, default_judge, judge_options, settle
 from plumbing.records import as_pairs
 from plumbing.runs import (
@@ -116,18 +113,11 @@ def sample_row(example, judgments):
             "votes": vote([j.scores for j in judgments])}
 
 
-def clamped_share(rows):
-    """Share of the judgments in rows of samples.jsonl whose scores were outside 1-10."""
-    found = [was_clamped(s.get("text", ""), s["scores"]) for r in rows for s in r["samples"]]
-    return sum(found) / max(1, len(found))
-
-
 def judge_set(args, examples, k, accelerator, orders="random"):
     """(items, rows of samples.jsonl in --output): k judgments of every item.
 
     They are made unless they are there; a killed run continues. eval.py judges with it too.
     """
-    settle(args, args.model)
     output = open_run(args.output, args, accelerator, examples)
     if args.rating == "best":
         examples = [e for e in examples if len(e.responses) > 1]
@@ -136,10 +126,7 @@ def judge_set(args, examples, k, accelerator, orders="random"):
                             "the best (Eq. 3); use --rating 1-10")
     if args.bon == "pairs":
         examples = as_pairs(examples)
-    unlabelled = sum(e.rewards is None for e in examples)
-    if unlabelled:
-        accelerator.print(f"{unlabelled} of {len(examples)} items have no 'rewards': judged, not "
-                          "graded")
+    tell_unlabelled(accelerator, examples)
     path = output / "samples.jsonl"
 
     def judge(chunk):
@@ -158,8 +145,7 @@ def judge_set(args, examples, k, accelerator, orders="random"):
         raise UserError(f"{path} is damaged: it has other items than {args.data}; add --overwrite "
                         "to judge again")
     if accelerator.is_main_process:
-        tell_clamped(output, clamped_share(rows))
-        tell_unparsed(output, [s for row in rows for s in row["samples"]])
+        tell_judged(output, rows, parse_scores)
     return examples, rows
 
 
@@ -198,6 +184,7 @@ def read_arguments():
     if args.meta_rm:
         fingerprint(args.meta_rm)  # a wrong folder is told now, not after the judging
     args.model = args.model or default_judge()
+    settle(args, args.model)
     return args
 
 

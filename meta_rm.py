@@ -36,7 +36,6 @@ import torch
 from transformers import AutoModelForSequenceClassification
 
 from grm import (
-    TOY_BASE,
     encode_chat,
     is_correct,
     render_conversation,
@@ -45,17 +44,15 @@ from grm import (
 )
 from plumbing.data import DATA_HELP, load_examples
 from plumbing.figures import tell_unparsed
-from plumbing.generation import find_model, left_pad, load_model
-from plumbing.judge import add_judge_flags, judge_options, settle
+from plumbing.generation import fingerprint, left_pad, load_model
+from plumbing.judge import TOY_BASE, add_judge_flags, judge_options, settle
 from plumbing.runs import (
     UserError,
     add_run_flags,
     batch_indices,
     command_line,
-    content,
     in_chunks,
     read_flags,
-    read_json,
     read_rows,
     seed_everything,
     start_accelerator,
@@ -178,22 +175,6 @@ def score_pairs(model, pairs, pad_id, token_budget=24_000):
     return logits
 
 
-def fingerprint(folder):
-    """Names the weights of a meta RM by their content.
-
-    Why: logits are kept beside the samples. A meta RM trained again at the same path must not be
-    taken for the one that gave them.
-    """
-    find_model(folder)  # a run's folder, for example, is told
-    files, config = list(Path(folder).glob("*.safetensors")), Path(folder) / "config.json"
-    kind = (read_json(config).get("architectures") or [""])[0] if config.exists() else ""
-    # Pitfall: transformers gives a judge without a scalar head a random one, and says so nowhere.
-    if not files or not kind.endswith("ForSequenceClassification"):
-        raise UserError(f"meta RM {folder}: not the folder of a model with a scalar head; run "
-                        "meta_rm.py and give its model folder as --meta_rm")
-    return content(folder)
-
-
 def add_meta_logits(folder, output, examples, rows, accelerator, chunk_size):
     """Rows of samples.jsonl with a meta logit for every judgment.
 
@@ -292,13 +273,7 @@ def main():
     if not 0 < positive < 1:
         raise UserError("all judgments have the same label, so there is nothing to tell apart; add "
                         "data or another --grm")
-    # Pitfall: held out by item; judgments of one item on both sides would flatter the report.
-    place = {j["id"]: held_out(j["id"], args.seed) for j in parsed}  # 0..1
-    held = {i for i in place if place[i] < args.held_out}
-    if args.held_out and not held:
-        accelerator.print(f"--held_out {args.held_out} of {len(place)} items is none; one is held "
-                          "out, so the report will say next to nothing")
-        held = {min(place, key=place.get)}
+    held = choose_held_out({j["id"] for j in parsed}, args, accelerator)
     train = [r for r, j in enumerate(parsed) if j["id"] not in held]
     if not train:
         raise UserError(f"--held_out {args.held_out} leaves no judgment to train on; lower it or "
@@ -353,9 +328,25 @@ def main():
             report |= report_held_out([
                 (z, int(labels[r]), parsed[r]["source"], by_id[parsed[r]["id"]].domain)
                 for z, r in zip(logits, test, strict=True)])
-        else:
-            print("nothing is held out (--held_out 0), so there is no report of how good it is")
         write_json(run.folder / "report.json", report)
+
+
+def choose_held_out(ids, args, accelerator):
+    """The items that are kept for the report; it is said where they are none, or too few.
+
+    Pitfall: held out by item; judgments of one item on both sides would flatter the report.
+    """
+    if not args.held_out:
+        accelerator.print("nothing is held out (--held_out 0), so there is no report of how good "
+                          "it is")
+        return set()
+    lot = {i: held_out(i, args.seed) for i in ids}
+    held = {i for i in lot if lot[i] < args.held_out}
+    if not held:
+        accelerator.print(f"--held_out {args.held_out} of {len(lot)} items is none; one is held "
+                          "out, so the report will say next to nothing")
+        held = {min(lot, key=lot.get)}
+    return held
 
 
 def held_out(item_id, seed):

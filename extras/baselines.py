@@ -36,7 +36,6 @@ from transformers import AutoModelForSequenceClassification
 from eval import SHORT, curve, main_table
 from grm import (
     BOX,
-    TOY_BASE,
     Judgment,
     build_prompt,
     sample_judgments,
@@ -48,7 +47,7 @@ from plumbing import generation, runs
 from plumbing.data import DATA_HELP, general_data, load_chats, load_examples
 from plumbing.figures import print_table
 from plumbing.generation import encode_chat
-from plumbing.judge import add_judge_flags, judge_options, settle
+from plumbing.judge import TOY_BASE, add_judge_flags, judge_options, settle
 from plumbing.runs import UserError, in_chunks, read_rows
 from spct_rft import learning_rate, sft_loss
 

@@ -38,7 +38,7 @@ from infer_scale import default_k_meta, judge_set
 from plumbing import runs, served
 from plumbing.data import load_examples, tell_changed_items
 from plumbing.figures import draw_curves, write_csv
-from plumbing.judge import JUDGE_HELP, add_judge_flags, default_judge, in_words
+from plumbing.judge import JUDGE_HELP, add_judge_flags, default_judge, in_words, settle
 from plumbing.runs import UserError, git_commit, read_json, read_rows, write_json
 from plumbing.sets import PPE, REALMISTAKE, REWARDBENCH
 
@@ -509,6 +509,7 @@ def main():
 
     # 2. or judge: every item twice, in opposite response orders
     args.model = args.model or default_judge()
+    settle(args, args.model)
     accelerator = runs.start_accelerator(args)
     own = {k: v for k, v in vars(args).items() if k not in ("bench", "revision", "runs", "ties")}
     for name, data in parse_benches(args.bench, args.revision).items():

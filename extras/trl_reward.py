@@ -16,9 +16,16 @@ import math
 
 import torch
 
-from grm import TOY_BASE, score
+from grm import score
 from plumbing.generation import load_model
-from plumbing.judge import JUDGE_HELP, add_judge_flags, default_judge, judge_options, settle
+from plumbing.judge import (
+    JUDGE_HELP,
+    TOY_BASE,
+    add_judge_flags,
+    default_judge,
+    judge_options,
+    settle,
+)
 from plumbing.runs import UserError, command_line, read_flags
 from toy_world import world
 

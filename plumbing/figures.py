@@ -91,6 +91,33 @@ def print_selection(report, kept):
               f"incorrect {counts['non_hinted/incorrect']}")
 
 
+def was_clamped(text, scores, parse):
+    """Whether 1-10 scores were moved to an end. A judge on another scale would hide behind that.
+
+    parse: `grm.parse_scores`, which does not move them unless it is asked to.
+    """
+    return scores is not None and parse(text, len(scores))[1] == "out_of_range"
+
+
+def clamped_share(rows, parse):
+    """Share of the judgments in rows of samples.jsonl whose scores were outside 1-10."""
+    found = [was_clamped(s.get("text", ""), s["scores"], parse) for r in rows for s in r["samples"]]
+    return sum(found) / max(1, len(found))
+
+
+def tell_judged(output, rows, parse):
+    """What is wrong with the judgments of a run, if it is much."""
+    tell_clamped(output, clamped_share(rows, parse))
+    tell_unparsed(output, [s for row in rows for s in row["samples"]])
+
+
+def tell_unlabelled(accelerator, examples):
+    unlabelled = sum(e.rewards is None for e in examples)
+    if unlabelled:
+        accelerator.print(f"{unlabelled} of {len(examples)} items have no 'rewards': judged, not "
+                          "graded")
+
+
 def tell_clamped(name, share):
     """A loud line if more than a few scores of a run were outside 1-10, which hides a bad judge."""
     if share > 0.01:

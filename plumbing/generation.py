@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from plumbing.decoding import ROWS, kind_of_rows, plain_attention
-from plumbing.runs import UserError, default_device, first_line, in_bf16, read_json
+from plumbing.runs import UserError, content, default_device, first_line, in_bf16, read_json
 
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -127,6 +127,22 @@ def end_token_ids(model, tokenizer):
     ids = [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
     own = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
     return sorted(set(ids) | own)
+
+
+def fingerprint(folder):
+    """Names the weights of a meta RM by their content (of large files 256 blocks).
+
+    Why: logits are kept beside the samples. A meta RM trained again at the same path must not be
+    taken for the one that gave them.
+    """
+    find_model(folder)  # a run's folder, for example, is told
+    files, config = list(Path(folder).glob("*.safetensors")), Path(folder) / "config.json"
+    kind = (read_json(config).get("architectures") or [""])[0] if config.exists() else ""
+    # Pitfall: transformers gives a judge without a scalar head a random one, and says so nowhere.
+    if not files or not kind.endswith("ForSequenceClassification"):
+        raise UserError(f"meta RM {folder}: not the folder of a model with a scalar head; run "
+                        "meta_rm.py and give its model folder as --meta_rm")
+    return content(folder)
 
 
 # ----- chats -> token ids -----

@@ -3,12 +3,14 @@
     {"template": "compact", "rating": "train", "principles": true, "use_reference": false}
 
 and "thinking" where it was switched ("on" or "off", of a chat template with `enable_thinking`).
-A judge that is asked in another prompt than the one it was trained with is another, worse judge. So
+A judge that is asked in another prompt than the one it was trained with may judge worse. So
 programs take from this file what the command line does not say. Of a template file it has the text.
 """
 import contextlib
 import os
 import re
+import warnings
+from collections import Counter
 from pathlib import Path
 
 from plumbing.prompt_texts import read_template
@@ -71,14 +73,13 @@ def own_prompt(name):
     file = hub_file(str(name), "judge.json") if name else None
     own = {} if file is None else read_json(file)
     if not isinstance(own, dict) or any(
-            not isinstance(value, KINDS.get(name, ()))
-            for name, value in own.items()):
+            not isinstance(value, KINDS.get(key, ())) for key, value in own.items()):
         raise UserError(f"{file}: not {{template, rating, principles, use_reference}} of a judge; "
                         "delete it and give these as flags")
     return own
 
 
-def prompt_of(judge):
+def settings_of(judge):
     """`own_prompt` of a loaded judge, completed by DEFAULTS, rating as in evaluation."""
     found = getattr(judge, "judge_prompt", None)
     if found is None:
@@ -91,15 +92,28 @@ def prompt_of(judge):
     return found
 
 
-def in_python(message):
-    """A message for the command line, its flags as the options of `grm.score` that they are."""
-    message = message.replace("--skip_bad", "skip_long=True")
-    message = message.replace("--no_reference", "use_reference=False")
-    return re.sub(r"--(\w)", r"\1", message)
+@contextlib.contextmanager
+def in_python(item_id):
+    """Errors of `grm.score`: flags are the options that they are; its item's id is the prompt."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error).replace(item_id, "score()")
+        message = message.replace("--skip_bad", "skip_long=True")
+        message = message.replace("--no_reference", "use_reference=False")
+        message = re.sub(r"--template (\w+)", r"template='\1'", message)
+        raise UserError(re.sub(r"--(\w)", r"\1", message)) from None
+
+
+def warn_of_no_score(judgments):
+    """The warning of `grm.score`, at the line that called it."""
+    reasons = dict(Counter(j.reason for j in judgments))
+    warnings.warn(f"none of {len(judgments)} judgments parsed ({reasons}), so there is no score; "
+                  f"the first begins {judgments[0].text[:200]!r}", stacklevel=3)
 
 
 def evaluated(rating):
-    """Single responses are trained 0-1 and evaluated 1-10; who selects the best does so always."""
+    """Single responses are trained 0-1 and evaluated 1-10; "best" stays "best"."""
     return "1-10" if rating == "train" else rating
 
 

@@ -11,10 +11,11 @@ import random
 import re
 
 from eval import bootstrap_ci, credit, mean
-from grm import TOY_BASE, is_correct, sample_judgments
+from grm import is_correct, sample_judgments
 from infer_scale import sample_row
 from plumbing import generation
 from plumbing.data import load_examples
+from plumbing.judge import TOY_BASE
 from plumbing.runs import command_line, in_chunks, open_run, read_flags, start_accelerator
 from toy_world.world import DOMAINS
 

@@ -9,12 +9,13 @@ from conftest import error_of
 import grm
 from extras import best_of_n, trl_reward
 from plumbing import generation
+from plumbing.judge import TOY_BASE
 
 PLAYED = ["--prompt", "Hi", "--n", 5, "--answer_tokens", 6, "--k", 3]
 
 
 def test_best_of_n_keeps_what_the_judge_scores_highest(cli):
-    lines = cli("extras.best_of_n", "--judge", grm.TOY_BASE, "--k", 2, "--seed", 1)[1].splitlines()
+    lines = cli("extras.best_of_n", "--judge", TOY_BASE, "--k", 2, "--seed", 1)[1].splitlines()
     totals = [float(line.split()[0]) for line in lines[1:-1]]
     assert len(totals) > 1 and totals == sorted(totals, reverse=True) and totals[0] > totals[-1]
     assert lines[-1] == f"best of {len(totals)}: {lines[1].split(maxsplit=1)[1]}"

@@ -13,6 +13,7 @@ from conftest import error_of
 import grm
 from grm import PreferenceExample, rule_reward, sample_judgments
 from plumbing import generation
+from plumbing.judge import TOY_BASE
 from plumbing.runs import UserError, read_rows
 
 POINTS = {"alpha": 2, "beta": 9, "gamma": 5, "delta": 7}
@@ -188,7 +189,7 @@ def test_the_command_judges_a_file_and_continues(cli, tiny, tmp_path):
 
 def test_what_is_printed_says_which_response_is_which_and_why_it_earns_what(cli, toy_tokenizer):
     """y1, y2 are the responses as they were given, wherever the judge saw them."""
-    base = ["--model", grm.TOY_BASE, "--k", 4, "--temperature", 1, "--show_prompt"]
+    base = ["--model", TOY_BASE, "--k", 4, "--temperature", 1, "--show_prompt"]
     code, out, err = cli("grm", *base)
     assert code == 0, err
     example, head = grm.example_from_dict(grm.DEMO), out.split("--- prompt")[0].splitlines()

@@ -8,6 +8,7 @@ from conftest import ROOT, error_of
 import grm
 from plumbing import generation
 from plumbing.generation import Completion
+from plumbing.judge import TOY_BASE
 from plumbing.runs import read_json, write_rows
 
 TEMPLATE = ("Judge well. {principles_task} score.\n{conversation}\n{reference}{responses}\n"
@@ -157,7 +158,8 @@ def test_score_says_why_it_has_no_score_and_speaks_python(tiny_model, toy_tokeni
         template="compact", max_new_tokens=5)[0][0].text
     assert repr(first[:40])[1:-1] in said
     for options, fix in ((dict(use_reference=True), "use_reference=False"),
-                         (dict(max_new_tokens=5000), "skip_long=True"),
+                         (dict(max_new_tokens=5000),
+                          "use template='compact', or pass skip_long=True"),
                          (dict(template="nowhere"), "nowhere")):
         with pytest.raises(ValueError, match=fix) as error:
             grm.score(model, toy_tokenizer, "Which way ?", ["good", "bad"], **options)
@@ -174,7 +176,7 @@ def test_the_toys_judge_that_is_trained_furthest_is_asked_unless_another_is_name
         code, out, err = cli(program, *words[program], *SHORT, *more)
         assert code == 0, err
         return [line.split()[1] for line in out.splitlines() if line.startswith("judge: ")]
-    assert judge_of("grm") == [grm.TOY_BASE]
+    assert judge_of("grm") == [TOY_BASE]
     shutil.copytree(tiny, "runs/toy/rft/model")
     assert judge_of("grm") == ["runs/toy/rft/model"]
     shutil.copytree(tiny, "runs/toy/rl/model")

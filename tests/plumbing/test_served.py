@@ -23,11 +23,11 @@ from urllib.parse import quote
 import pytest
 from conftest import ROOT, error_of, run_program
 
-import grm
 import spct_rft
 from grm import PreferenceExample, build_prompt, sample_judgments
 from plumbing import served
 from plumbing.data import load_examples
+from plumbing.judge import TOY_BASE
 from plumbing.runs import UserError, append_jsonl, read_json, read_rows
 from plumbing.served import Served
 
@@ -668,7 +668,7 @@ def test_real_server_gives_the_local_judgments_and_may_be_killed(monkeypatch, tm
     for name in ("OPENAI_API_KEY", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Served, "pause", 0.01)
-    model, port = grm.TOY_BASE, closed_port()
+    model, port = TOY_BASE, closed_port()
     common = ["--data", "toy", "--limit", 24, "--chunk_size", 4, "--max_new_tokens", 80]
     remote = [*common, "--endpoint", f"http://127.0.0.1:{port}", "--served_model", model,
               "--concurrency", 4, "--output", tmp_path / "served"]
