@@ -35,7 +35,6 @@ from plumbing.figures import print_item, was_clamped
 from plumbing.generation import complete, encode_chat  # noqa: F401 (encode_chat: for users of grm)
 from plumbing.judge import (
     JUDGE_HELP,
-    TOY_BASE,  # noqa: F401 (for the other programs)
     add_judge_flags,
     default_judge,
     in_python,

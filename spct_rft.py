@@ -45,7 +45,6 @@ from collections import Counter
 import torch
 
 from grm import (
-    TOY_BASE,
     build_prompt,
     encode_chat,
     is_correct,
@@ -58,7 +57,7 @@ from plumbing.data import DATA_HELP, general_data, load_chats, load_examples, tr
 from plumbing.figures import nothing_kept, print_selection, tell_unparsed
 from plumbing.format_warmup import add_written, parsed_fates
 from plumbing.generation import end_token_ids, left_pad, load_model, load_tokenizer, right_pad
-from plumbing.judge import add_judge_flags, judge_options, judge_prompt, settle
+from plumbing.judge import TOY_BASE, add_judge_flags, judge_options, judge_settings, settle
 from plumbing.runs import (
     UserError,
     add_run_flags,
@@ -323,7 +322,7 @@ def main():
                        seconds=time.time() - started)
 
     # 5. save
-    run.finish(tokenizer, judge_prompt(args))
+    run.finish(tokenizer, judge_settings(args))
 
 
 def sample_all(examples, args, accelerator, folder):

@@ -36,11 +36,18 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from grm import TOY_BASE, is_correct, rule_reward, sample_judgments
+from grm import is_correct, rule_reward, sample_judgments
 from plumbing.data import DATA_HELP, load_examples
 from plumbing.figures import tell_equal_rewards, tell_few_items
 from plumbing.generation import CompletionLogits, drop_long, groups_by_length, load_model
-from plumbing.judge import add_judge_flags, judge_options, judge_prompt, own_prompt, settle
+from plumbing.judge import (
+    TOY_BASE,
+    add_judge_flags,
+    judge_options,
+    judge_settings,
+    own_settings,
+    settle,
+)
 from plumbing.runs import (
     UserError,
     add_run_flags,
@@ -340,7 +347,7 @@ def main():
         tell_equal_rewards(accelerator, dead, args.steps)
 
     # 8. save, and say whether the reward rose
-    run.finish(tokenizer, judge_prompt(args))
+    run.finish(tokenizer, judge_settings(args))
     if accelerator.is_main_process:
         rewards = [row["reward/mean"] for row in read_rows(run.folder / "metrics.jsonl")]
         tenth = max(1, len(rewards) // 10)
@@ -355,7 +362,7 @@ def drop_easy(examples, args, accelerator, folder):
     def judge_three_times(chunk):
         judged = sample_judgments(judge, tokenizer, chunk, 3, args.temperature, args.seed,
                                   skip_long=args.skip_bad,
-                                  **{**judge_options(args), **own_prompt(args.easy_filter)})
+                                  **{**judge_options(args), **own_settings(args.easy_filter)})
         return [{"id": e.id, "too_easy": too_easy(j, e)}
                 for e, j in zip(chunk, judged, strict=True)]
     rows = in_chunks(folder / "easy.jsonl", examples, judge_three_times, accelerator, 256, "filter")

@@ -56,7 +56,7 @@ def add_judge_flags(parser):
     parser.set_defaults(rating=None)  # also of programs without the flag
 
 
-def judge_prompt(args):
+def judge_settings(args):
     """What `settle` has settled, as judge.json has it."""
     thinking = {"thinking": args.thinking} if args.thinking else {}
     return {"template": args.template, "rating": args.rating,
@@ -65,10 +65,10 @@ def judge_prompt(args):
 
 def judge_options(args):
     """Options of `grm.sample_judgments` from the flags."""
-    return {**judge_prompt(args), "max_new_tokens": args.max_new_tokens}
+    return {**judge_settings(args), "max_new_tokens": args.max_new_tokens}
 
 
-def own_prompt(name):
+def own_settings(name):
     """judge.json of a model folder, of the folder of a .gguf, or of a hub id; {} without one."""
     file = hub_file(str(name), "judge.json") if name else None
     own = {} if file is None else read_json(file)
@@ -80,15 +80,15 @@ def own_prompt(name):
 
 
 def settings_of(judge):
-    """`own_prompt` of a loaded judge, completed by DEFAULTS, rating as in evaluation."""
-    found = getattr(judge, "judge_prompt", None)
+    """`own_settings` of a loaded judge, completed by DEFAULTS, rating as in evaluation."""
+    found = getattr(judge, "judge_settings", None)
     if found is None:
         name = getattr(judge, "name_or_path", None) or getattr(judge, "name", None)
         served = hasattr(judge, "endpoint") and not Path(judge.name).exists()
-        found = {**DEFAULTS, **({} if served else own_prompt(name))}
+        found = {**DEFAULTS, **({} if served else own_settings(name))}
         found["rating"] = evaluated(found["rating"])
         with contextlib.suppress(AttributeError):
-            judge.judge_prompt = found  # asked for once
+            judge.judge_settings = found  # asked for once
     return found
 
 
@@ -130,14 +130,14 @@ def settle(args, *names, training=False):
              "principles": None if args.no_principles is None else not args.no_principles}
     alias = getattr(args, "served_model", None)
     known = [n for n in names if n and (n != alias or Path(n).exists())]
-    name, own = next(((n, own) for n in known if (own := own_prompt(n))), (None, {}))
+    name, own = next(((n, own) for n in known if (own := own_settings(n))), (None, {}))
     used = {**DEFAULTS, **own, **{k: v for k, v in given.items() if v is not None}}
     if not training:
         used["rating"] = evaluated(used["rating"])
         own = {**own, "rating": evaluated(own["rating"])} if "rating" in own else own
     other = [k for k in own if own[k] != used[k]]
     if other and os.environ.get("RANK", "0") == "0":
-        its, ours = (", ".join(in_words(k, prompt[k]) for k in other) for prompt in (own, used))
+        its, ours = (", ".join(in_words(k, settings[k]) for k in other) for settings in (own, used))
         print(f"{name} was trained with {its}; as the flags say, it is asked with {ours}")
     args.template, args.rating = used["template"], used["rating"]
     args.no_principles, args.use_reference = not used["principles"], used["use_reference"]

@@ -741,7 +741,7 @@ def name_draws(drawn):
 def save_model(folder, model, tokenizer, judge=None):
     """save_pretrained (safetensors); the folder loads in plain transformers.
 
-    judge: the prompt that the model was trained with (plumbing/judge.py), for judge.json.
+    judge: the settings of its prompt in training (plumbing/judge.py), for judge.json.
     """
     with whole(folder) as temporary:
         model.save_pretrained(temporary)
