@@ -36,6 +36,8 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '### Assistant\n' }}{% endif %}")
 
 
+told = set()  # models for which the line about the template was printed
+
 TOKENS_ON_A_GPU = 8192  # of a micro-batch of RL, if --micro_batch_size is not given
 
 
@@ -78,7 +80,9 @@ def load_tokenizer(name):
         raise UserError(f"model {name}: no tokenizer could be loaded ({first_line(error)}); "
                         "save the tokenizer into the same folder") from None
     if tokenizer.chat_template is None:
-        print(f"{name} has no chat template; using a plain built-in one")
+        if name not in told:
+            told.add(name)
+            print(f"{name} has no chat template; using a plain built-in one")
         # Pitfall: chats are tokenised without the tokenizer's own BOS, so the template has to write
         # it (Gemma needs it).
         bos = tokenizer.bos_token_id
@@ -112,6 +116,7 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, *
         model = auto_class.from_pretrained(dtype=dtype, use_safetensors=True, **where, **options)
     except Exception as error:  # here too
         raise UserError(f"model {name} could not be loaded ({first_line(error)})") from None
+    refuse_states(name, model)
     if getattr(model, "hf_quantizer", None):
         # A .gguf is dequantised now. Pitfall: with these marks saving and training refuse.
         model.hf_quantizer.remove_quantization_config(model)
@@ -119,6 +124,22 @@ def load_model(name, device=None, dtype=None, auto_class=AutoModelForCausalLM, *
         ends = end_token_ids(model, tokenizer)
         model.generation_config.eos_token_id = ends if len(ends) != 1 else ends[0]
     return model.to(device).eval(), tokenizer
+
+
+def refuse_states(name, model):
+    """Raises UserError unless all that a layer remembers is keys and values, one pair per token.
+
+    Pitfall: a recurrent or convolutional layer keeps a state instead. It cannot be cut after a
+    shared prefix, and it takes left padding for text.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    other = kinds - {"full_attention", "sliding_attention", "chunked_attention"}
+    if other or model._is_stateful and not kinds:
+        raise UserError(f"model {name}: layers of {config.model_type} keep a state "
+                        f"({', '.join(sorted(other)) or 'recurrent'}), and here only layers of "
+                        "attention can be sampled and trained; give another --model, or ask this "
+                        "one through a server, --endpoint")
 
 
 def end_token_ids(model, tokenizer):
