@@ -265,7 +265,7 @@ def main():
     accelerator.print(f"RL from {args.model} on {accelerator.device}: "
                       f"{accelerator.num_processes} processes x {Q} items x {args.G} judgments = "
                       f"{rollouts} rollouts per step, {len(examples)} items, {args.steps} steps")
-    tell_few_items(accelerator, len(examples), args.prompts_per_step)
+    tell_few_items(accelerator, len(examples), args.prompts_per_step, args.G)
 
     def logp_and_entropy(logits, ids):  # what is wanted of the logits, a chunk of tokens at a time
         return token_logp(logits, ids, args.temperature), token_entropy(logits, args.temperature)

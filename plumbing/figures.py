@@ -125,7 +125,10 @@ def tell_clamped(name, share):
               "moved to its end: does this judge use another scale? Then its scores mean little")
 
 
-def tell_few_items(accelerator, count, per_step):
+def tell_few_items(accelerator, count, per_step, G):
+    if G == 1:
+        accelerator.print("warning: --G 1: alone in its group every judgment has advantage 0, so "
+                          "rewards teach nothing; give at least 2")
     if count < per_step:
         accelerator.print(f"only {count} distinct items per step: some are drawn more than once; "
                           "more data, or a lower --prompts_per_step, would be better")

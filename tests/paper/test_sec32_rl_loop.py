@@ -208,6 +208,11 @@ def test_c10_c22_metrics_equal_a_count_by_hand(train, monkeypatch, tmp_path):
     assert {r["rule_reward"] for r in samples} <= {1.0, -1.0}
 
 
+def test_a_group_of_one_is_told(train):
+    _, out = train("--G", 1, "--limit", 4, "--prompts_per_step", 4, "--steps", 1)
+    assert out.count("--G 1") == 1 and "teach" in out
+
+
 def test_c11_an_item_drawn_twice_in_a_step_gets_other_judgments(train, monkeypatch):
     """C11: fewer items than --prompts_per_step; the second group was a copy of the first."""
     seen = play(monkeypatch)
