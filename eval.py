@@ -34,7 +34,7 @@ from grm import parse_scores
 from infer_scale import add_set_flags, default_k_meta, judge_set, meta_vote, vote
 from meta_rm import roc_auc
 from plumbing import served
-from plumbing.data import load_examples, tell_changed_items
+from plumbing.data import load_examples, tell_changes
 from plumbing.figures import clamped_share, draw_curves, print_table, tell_clamped, write_csv
 from plumbing.judge import JUDGE_HELP, default_judge, settle
 from plumbing.runs import (
@@ -439,7 +439,7 @@ def read_runs(words):
         if not path.exists():
             raise UserError(f"--runs {word}: {path} does not exist; run eval.py or infer_scale.py "
                             "first (folders of benchmarks: python -m extras.benchmarks --runs)")
-        tell_changed_items(folder)
+        tell_changes(folder)
         name = name or Path(folder).name
         if name in runs:
             raise UserError(f"--runs {word}: another run has the name {name}; give it one of its "

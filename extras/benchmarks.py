@@ -36,7 +36,7 @@ from eval import (
 )
 from infer_scale import default_k_meta, judge_set
 from plumbing import runs, served
-from plumbing.data import load_examples, tell_changed_items
+from plumbing.data import load_examples, tell_changes
 from plumbing.figures import draw_curves, write_csv
 from plumbing.judge import JUDGE_HELP, add_judge_flags, default_judge, in_words, settle
 from plumbing.runs import UserError, git_commit, read_json, read_rows, write_json
@@ -247,7 +247,7 @@ def folder_results(run, folder, ties):
     for path in paths if paths[0].exists() else sorted(folder.glob("*/samples.jsonl")):
         rows = read_rows(path, fields=FIELDS)
         settings = read_json(path.parent / "config.json")["args"]
-        tell_changed_items(path.parent)
+        tell_changes(path.parent)
         if bench_of(rows) is None:
             raise UserError(f"{path} is not of one of the benchmarks {', '.join(NAMES)}; compare "
                             "it with eval.py --runs")

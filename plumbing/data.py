@@ -33,7 +33,7 @@ from pathlib import Path
 from plumbing.files import SUFFIXES, file_rows, from_text, local_files, parse_line
 from plumbing.generation import encode_chat
 from plumbing.records import collect, example_from_dict, read_jsonl
-from plumbing.runs import UserError, changes, first_line, made_from, read_json
+from plumbing.runs import MODEL_FLAGS, UserError, changes, first_line, made_from, read_json
 from plumbing.sets import CHATS, SETS
 from toy_world import world
 
@@ -116,24 +116,25 @@ def named_items(name, split, limit, skip_bad, domain, exclude_domain):
     return examples[:limit]
 
 
-def tell_changed_items(folder):
-    """Print it if the file of items that a run judged is not as it was: its rewards are of then."""
+def tell_changes(folder):
+    """Print it if the model of a run, or the file of items that it judged, is not as it was."""
     config = Path(folder) / "config.json"
     config = read_json(config) if config.exists() else {}
-    its = argparse.Namespace(**config.get("args", {}))
+    its = argparse.Namespace(**{  # nothing is asked of the hub
+        k: v for k, v in config.get("args", {}).items()
+        if k not in MODEL_FLAGS or v and Path(v).exists()})
     data = getattr(its, "data", "")
     file = Path(re.sub(r"^\w+:|#\w+$", "", data))
-    if not file.exists() or not hasattr(its, "bon"):  # no file, or no run of `judge_set`
-        return
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # what is dropped was told then
-            items = load_examples(data, getattr(its, "split", "test"), its.limit, skip_bad=True,
-                                  domain=getattr(its, "domain", None))
-    except UserError:
-        items = []
+    items = None
+    if file.exists() and hasattr(its, "bon"):  # a run of `judge_set`, of a file
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # what is dropped was told then
+                items = load_examples(data, getattr(its, "split", "test"), its.limit,
+                                      skip_bad=True, domain=getattr(its, "domain", None))
+        except UserError:
+            items = []
     for change in changes(config.get("made_from", {}), made_from(its, items), its):
-        if change.startswith("the items"):
-            print(f"{folder}: {change} they were judged; these are the rewards of then")
+        print(f"{folder}: {change} this run; its results are of then")
 
 
 def load_records(path, skip_bad):

@@ -475,10 +475,14 @@ def changes(before, now, args):
     return words
 
 
+GROWN = {}  # folder -> config.json of a longer run, written with the first state that it saves
+
+
 def open_run(folder, args, accelerator=None, items=None, may_grow=()):
     """Create or reopen a run folder; refuses that of another run and names the difference.
 
     Another run is one with other flags, and one with other weights or items under the same names.
+    The same weights under another name are the same: a folder may be moved.
     may_grow: flags that may have a larger value than before.
     Returns the folder as a Path. Writes config.json: arguments, what the run is made from,
     versions, commit, device, precision, processes.
@@ -491,6 +495,7 @@ def open_run(folder, args, accelerator=None, items=None, may_grow=()):
 def _open_run(folder, args, accelerator, content_now, may_grow):
     is_main = accelerator is None or accelerator.is_main_process
     config, before = folder / "config.json", None
+    GROWN.pop(folder, None)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; choose another --output")
     if config.exists():
@@ -515,13 +520,14 @@ def _open_run(folder, args, accelerator, content_now, may_grow):
             before = None  # it stopped before it made anything, so there is nothing to mix with
         for file in folder.glob("*.jsonl"):
             cut_torn_line(file)
-    now = {k: v for k, v in vars(args).items() if k not in FREE_FLAGS}
+    now = {k: below_here(v) for k, v in vars(args).items() if k not in FREE_FLAGS}
     if before is not None:
-        now, then = json.loads(json.dumps(now)), before["args"]
-        changed = sorted(k for k in then.keys() | now.keys() if then.get(k) != now.get(k))
+        now, then, made = json.loads(json.dumps(now)), before["args"], before.get("made_from", {})
+        moved = {k for k in MODEL_FLAGS + FILE_FLAGS if k in made and made[k] == content_now.get(k)}
+        changed = sorted(k for k in (then.keys() | now.keys()) - moved if then.get(k) != now.get(k))
         differ = [f"--{k} {str(then.get(k))[:200]} there, {str(now.get(k))[:200]} here"
                   for k in changed]
-        other = changes(before.get("made_from", {}), content_now, args)
+        other = changes(made, content_now, args)
         differ += other
         if differ and not other and all(k in may_grow and now[k] > then[k] for k in changed):
             trained = (folder / "state.pt").exists()
@@ -529,8 +535,7 @@ def _open_run(folder, args, accelerator, content_now, may_grow):
                 print(f"{folder}: {', '.join(differ)}; it is trained on from its last saved step, "
                       "by the new learning-rate schedule: not the result of one run of that length")
                 before.setdefault("continued_from", []).append({k: then[k] for k in changed})
-            if is_main:
-                write_json(config, {**before, "args": now})
+            GROWN[folder] = {**before, "args": now}
         elif differ:
             raise UserError(f"{folder} holds another run ({', '.join(differ)}); choose another "
                             "--output, or add --overwrite to discard it")
@@ -548,6 +553,13 @@ def _open_run(folder, args, accelerator, content_now, may_grow):
                          "transformers": transformers.__version__,
                          "accelerate": accelerate.__version__}})
     return folder
+
+
+def below_here(value):
+    """A flag's value for config.json; a path below the working folder without that folder."""
+    path = Path(value) if isinstance(value, str) else None
+    inside = path and path.is_absolute() and path.is_relative_to(Path.cwd())
+    return str(path.relative_to(Path.cwd())) if inside else value
 
 
 HELD = {}  # folder -> open lock file; the system lets go of it when the process ends
@@ -681,6 +693,8 @@ class Run:
                 append_jsonl(self.folder / "samples.jsonl",
                              [{"step": self.step, **row} for row in samples])
             if self.step % self.args.save_every == 0 or self.step == self.steps:
+                if self.folder in GROWN:  # before it, the shorter run is still what the folder has
+                    write_json(self.folder / "config.json", GROWN.pop(self.folder))
                 save_state(self.folder / "state.pt", model=self.model.state_dict(),
                            optimizer=self.optimizer.state_dict(), step=self.step)
         return self.step

@@ -334,6 +334,20 @@ def test_a_run_may_be_continued_to_more_steps_only(stop_at, tmp_path, capsys):
         runs.open_run(folder, SimpleNamespace(seed=3, steps=7, lr=0.1))
 
 
+def test_a_longer_run_that_saved_nothing_yet_is_still_the_short_one(tmp_path):
+    short = train_line(tmp_path, steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        train_line(tmp_path, steps=4, stop_at=3)
+    again = train_line(tmp_path, steps=2)
+    assert torch.equal(again.pop("weight"), short.pop("weight")) and again == short
+    assert read_json(tmp_path / "config.json")["args"]["steps"] == 2
+    with pytest.raises(KeyboardInterrupt):
+        train_line(tmp_path, steps=6, stop_at=4)
+    assert read_json(tmp_path / "config.json")["args"]["steps"] == 6
+    with pytest.raises(UserError, match="--steps 6 there, 2 here"):
+        train_line(tmp_path, steps=2)
+
+
 def test_an_update_is_one_clipped_step_at_the_given_rate(tmp_path):
     args = SimpleNamespace(output=tmp_path, save_every=9, seed=0, lr=9)
     run, model = start_run(args, runs.start_accelerator(args)), Line()
@@ -457,7 +471,7 @@ def test_a_run_that_made_nothing_stands_in_nobodys_way(tiny, cli, tmp_path):
     assert cli(*words, tmp_path / "rl" / "model")[0] == 0
     assert read_json(tmp_path / "run" / "config.json")["args"]["model"] == str(
         tmp_path / "rl" / "model")
-    assert "another run" in error_of(cli(*words, tiny))
+    assert "another run" in error_of(cli(*words, tmp_path / "rl" / "model", "--seed", 1))
 
 
 def test_a_line_torn_by_a_kill_is_cut_before_the_next_is_appended(tmp_path):

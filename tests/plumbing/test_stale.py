@@ -6,8 +6,20 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, error_of
 
-from plumbing.data import load_examples
-from plumbing.runs import changes, content, made_from, read_rows, save_model, write_rows
+from plumbing.data import load_examples, tell_changes
+from plumbing.runs import (
+    HELD,
+    UserError,
+    changes,
+    content,
+    made_from,
+    open_run,
+    read_json,
+    read_rows,
+    save_model,
+    write_json,
+    write_rows,
+)
 
 SHORT = ["--max_new_tokens", 5]
 TRAIN = ["--epochs", 0.1, "--batch_size", 4]
@@ -81,12 +93,45 @@ def test_other_weights_or_items_under_the_same_name_are_refused(program, tiny, t
     assert f"weights of {flag} {model}" in said and "--overwrite" in said
     assert "the items" not in said
     if program == "eval":
+        said = cli("eval", "--runs", tmp_path / "run", "--output", tmp_path / "table")[1]
+        assert said.count(f"{tmp_path}/run: the weights of --model {model} have changed since") == 1
         assert cli(program, *words, "--overwrite")[0] == 0
         assert cli(program, *words)[0] == 0
     if program == "meta_rm":  # files beside the items are remembered too
         shutil.copytree(tiny, model, dirs_exist_ok=True)
         write_rows(tmp_path / "judgments.jsonl", judgments(load_examples(str(data)))[::-1])
         assert f"--rft_judgments {tmp_path}/judgments.jsonl has" in error_of(cli(program, *words))
+
+
+def test_a_moved_clone_goes_on_with_its_runs(tmp_path, monkeypatch):
+    """The same content under another path is the same; config.json names no folder above."""
+    def command(clone):
+        return SimpleNamespace(model=str(tmp_path / clone / "base"), seed=0)
+    first, second = tmp_path / "first", tmp_path / "second"
+    (first / "base").mkdir(parents=True)
+    (first / "base" / "config.json").write_text("{}")
+    monkeypatch.chdir(first)
+    open_run(first / "run", command("first"))
+    assert read_json(first / "run" / "config.json")["args"]["model"] == "base"
+    open_run(first / "elsewhere", command("first"))
+    for folder in ("run", "elsewhere"):
+        (first / folder / "samples.jsonl").write_text("")
+    config = read_json(first / "elsewhere" / "config.json")
+    config["args"]["model"] = str(first / "base")  # as it was recorded once
+    write_json(first / "elsewhere" / "config.json", config)
+    HELD.clear()  # that program ended
+    first.rename(second)
+    monkeypatch.chdir(second)
+    for folder in ("run", "elsewhere"):
+        open_run(second / folder, command("second"))
+        (second / "base" / "config.json").write_text("{ }")
+        with pytest.raises(UserError, match="the weights of --model .* have changed since"):
+            open_run(second / folder, command("second"))
+        (second / "base" / "config.json").write_text("{}")
+    shutil.copytree(second / "base", second / "other")
+    (second / "other" / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="--model base there, other here"):
+        open_run(second / "run", SimpleNamespace(model="other", seed=0))
 
 
 def test_rft_again_with_fewer_items(tiny, cli, tmp_path):
@@ -101,7 +146,8 @@ def test_rft_again_with_fewer_items(tiny, cli, tmp_path):
     assert "the items of --data" in error_of(cli(*words))
 
 
-def test_a_judge_read_again_is_the_one_that_judged(tiny, tiny_model, toy_tokenizer, cli, tmp_path):
+def test_a_judge_read_again_is_the_one_that_judged(tiny, tiny_model, toy_tokenizer, cli, tmp_path,
+                                                   capsys):
     """Token probabilities are of the weights that wrote the samples."""
     shutil.copytree(tiny, tmp_path / "model")
     voting = ["infer_scale", "--rating", "best", "--model", tmp_path / "model", "--limit", 4,
@@ -110,6 +156,9 @@ def test_a_judge_read_again_is_the_one_that_judged(tiny, tiny_model, toy_tokeniz
     words = ["extras.baselines", "tokenprob", "--samples", tmp_path / "voting", "--output"]
     save_model(tmp_path / "model", tiny_model(seed=1), toy_tokenizer)
     assert "the weights of --model" in error_of(cli(*words, tmp_path / "read"))
+    tell_changes(tmp_path / "voting")
+    said = capsys.readouterr().out
+    assert "the weights of --model" in said and "the items" not in said
     assert cli(*voting, "--overwrite")[0] == 0
     assert cli(*words, tmp_path / "read")[0] == 0
 
