@@ -39,7 +39,7 @@ from plumbing.judge import (
     default_judge,
     in_python,
     judge_options,
-    settings_of,
+    score_options,
     settle,
     warn_of_no_score,
 )
@@ -148,6 +148,9 @@ def build_prompt(example, template="full", rating="1-10", principles=True, use_r
         raise UserError(f"item {example.id} has no 'reference'; add the field or judge without it "
                         "(--no_reference)")
     given = principles if isinstance(principles, (list, tuple)) else None
+    if not isinstance(principles, bool) and (
+            given is None or not all(isinstance(p, str) for p in given)):
+        raise UserError(f"principles={principles!r}: give True, False or a list of texts")
     boxes = ", ".join("x" * (1 if rating == "best" else n))
     specific = "Specific Criteria: <criteria and their weights>\n" if principles is True else ""
     fields = {
@@ -225,7 +228,8 @@ def sample_judgments(model, tokenizer, examples, k, temperature=0.5, seed=0, *, 
                 card does; training counts them as invalid.
             skip_long: a prompt that does not fit gives an invalid judgment ("too_long") instead of
                 a UserError.
-            thinking: "on" or "off" for a chat template that has `enable_thinking`, else None.
+            thinking: "on" (or True) or "off" (or False) for a chat template that has
+                `enable_thinking`; None leaves it alone.
             prompt: of `build_prompt`: template, rating, principles, use_reference, hint. rating may
                 also be "train" (see `rating_of`), principles a dict {example id: given ones}.
     Returns: one list of k Judgments per example.
@@ -414,7 +418,7 @@ def score(model, tokenizer, prompt, responses, k=1, temperature=None, seed=0, me
     temperature = (0.0 if k == 1 else 0.5) if temperature is None else temperature
     with in_python(example.id):
         [judgments] = sample_judgments(model, tokenizer, [example], k, temperature, seed,
-                                       clamp=True, **{**settings_of(model), **options})
+                                       **score_options(model, k, temperature, options))
     valid = [j.scores for j in judgments if j.scores is not None]
     if not valid:
         warn_of_no_score(judgments)

@@ -145,7 +145,7 @@ def judge_set(args, examples, k, accelerator, orders="random"):
         raise UserError(f"{path} is damaged: it has other items than {args.data}; add --overwrite "
                         "to judge again")
     if accelerator.is_main_process:
-        tell_judged(output, rows, parse_scores)
+        tell_judged(output, rows, parse_scores, served=args.endpoint)
     return examples, rows
 
 

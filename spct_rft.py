@@ -364,7 +364,7 @@ def report_selection(rows, kept, same_tokenizer, run):
     report, on_main = selection_report(rows), run.accelerator.is_main_process
     judgments = [j for row in rows for j in row["non_hinted"] + row["hinted"]]
     if on_main and not run.args.format_only:
-        tell_unparsed(run.folder, judgments)
+        tell_unparsed(run.folder, judgments, served=run.args.endpoint)
     if not kept:
         raise nothing_kept(report, judgments, run.args.format_only)
     if on_main:

@@ -42,10 +42,10 @@ def print_item(example, judgments, votes, rewards, clamped, show_prompt):
           f"{named(votes) if votes else 'none'}\n")
 
 
-def tell_unparsed(name, judgments):
+def tell_unparsed(name, judgments, served=None):
     """A loud line and three outputs where (nearly) nothing parses: they show why, a count does not.
 
-    judgments: dicts with "scores", "text" and mostly "reason".
+    judgments: dicts with "scores", "text" and mostly "reason".  served: the judge is on a server.
     """
     bad = [j for j in judgments if j["scores"] is None]
     if not bad or len(bad) < 0.9 * len(judgments):
@@ -58,8 +58,9 @@ def tell_unparsed(name, judgments):
         text = j["text"]
         shown = text if len(text) <= 300 else f"{text[:150]} ... {text[-150:]}"
         print(f"  {j.get('reason', 'unparsed')}: {shown!r}")
-    print("truncated: raise --max_new_tokens. no_box: the model does not know the format; "
-          "spct_rft.py --format_only teaches it")
+    print("truncated: raise --max_new_tokens; of a thought without an end, --thinking off. no_box: "
+          "the model does not know the format; " +
+          ("serve one that does" if served else "spct_rft.py --format_only teaches it"))
 
 
 def nothing_kept(report, judgments, format_only):
@@ -105,10 +106,10 @@ def clamped_share(rows, parse):
     return sum(found) / max(1, len(found))
 
 
-def tell_judged(output, rows, parse):
+def tell_judged(output, rows, parse, served):
     """What is wrong with the judgments of a run, if it is much."""
     tell_clamped(output, clamped_share(rows, parse))
-    tell_unparsed(output, [s for row in rows for s in row["samples"]])
+    tell_unparsed(output, [s for row in rows for s in row["samples"]], served)
 
 
 def tell_unlabelled(accelerator, examples):

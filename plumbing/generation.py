@@ -218,15 +218,28 @@ def harmless(tokenizer, text, keep=()):
     return disarm(normal) if special.search(normal) else text
 
 
+def thinking_switch(thinking):
+    """What a chat template is told: "on" and True, "off" and False mean the same; None: nothing.
+
+    >>> thinking_switch("off"), thinking_switch(True), thinking_switch(None)
+    ({'enable_thinking': False}, {'enable_thinking': True}, {})
+    """
+    if thinking is None:
+        return {}
+    if not isinstance(thinking, bool) and thinking not in ("on", "off"):
+        raise UserError(f"thinking={thinking!r}: choose 'on', 'off' or None")
+    return {"enable_thinking": thinking in (True, "on")}
+
+
 def render_chat(tokenizer, messages, thinking=None):
     """The chat's text by the tokenizer's template, up to where the assistant writes.
 
-    thinking: "on" or "off" for a template that has `enable_thinking`; None does not tell it.
+    thinking: see `thinking_switch`, for a template that has `enable_thinking`.
     Choice: a template may know no system turn (Gemma), or want turns that alternate, the user's
     first. Then neighbours are joined, a system turn to the user's turn, and an answer that opens
     the chat gets an empty user turn before it. Raises UserError if that does not help.
     """
-    problem, switch = "", {"enable_thinking": thinking == "on"} if thinking else {}
+    problem, switch = "", thinking_switch(thinking)
     if switch and "enable_thinking" not in tokenizer.chat_template:
         raise UserError("--thinking: the model's chat template has no switch enable_thinking; "
                         "leave the flag out")
@@ -309,7 +322,7 @@ def complete(judge, tokenizer, chats, temperature, max_new_tokens, seeds, skip_l
     judge: a local model, or a served one (served.py), which has its own tokenizer.
     """
     if hasattr(judge, "complete"):
-        asked = {"thinking": thinking} if thinking else {}
+        asked = {} if thinking is None else {"thinking": thinking}
         found = judge.complete(chats, temperature, max_new_tokens, seeds, skip_long, **asked)
     else:
         texts = [render_chat(tokenizer, chat, thinking) for chat in chats]

@@ -11,6 +11,7 @@ import os
 import re
 import warnings
 from collections import Counter
+from numbers import Integral, Real
 from pathlib import Path
 
 from plumbing.prompt_texts import read_template
@@ -23,6 +24,7 @@ JUDGE_HELP = ("the judge: hub id, folder or .gguf file; default: the toy's that 
               "furthest, runs/toy/rl/model, else runs/toy/rft/model, else its base")
 # A model without judge.json is asked so (rating "train": see grm.rating_of).
 DEFAULTS = {"template": "compact", "rating": "train", "principles": True, "use_reference": False}
+ORDERS = ("random", "opposite", "shared", "original")  # of the responses, see sample_judgments
 KINDS = {**{name: type(value) for name, value in DEFAULTS.items()}, "thinking": str}
 
 
@@ -84,12 +86,32 @@ def settings_of(judge):
     found = getattr(judge, "judge_settings", None)
     if found is None:
         name = getattr(judge, "name_or_path", None) or getattr(judge, "name", None)
-        served = hasattr(judge, "endpoint") and not Path(judge.name).exists()
+        # the name on a server may be an alias: nobody else is asked what it means
+        served = hasattr(judge, "complete") and not Path(name).exists()
         found = {**DEFAULTS, **({} if served else own_settings(name))}
         found["rating"] = evaluated(found["rating"])
         with contextlib.suppress(AttributeError):
             judge.judge_settings = found  # asked for once
     return found
+
+
+def score_options(judge, k, temperature, options):
+    """Options of `grm.sample_judgments` for a call of `grm.score`, in the judge's own prompt.
+
+    Raises UserError that names what is wrong.
+    """
+    if isinstance(judge, (str, Path)):
+        raise UserError("model: a name, not a model; give both that load_model(name) returns")
+    for name, value in {"k": k, "max_new_tokens": options.get("max_new_tokens", 1)}.items():
+        if not isinstance(value, Integral) or value < 1:
+            raise UserError(f"{name}={value!r}: must be a whole number, at least 1")
+    if not isinstance(temperature, Real) or not 0 <= temperature < float("inf"):
+        raise UserError(f"temperature={temperature!r}: must be a finite number, at least 0")
+    if options.get("orders", "random") not in ORDERS:
+        raise UserError(f"orders={options['orders']!r}: choose one of {', '.join(ORDERS)}")
+    if "clamp" in options:
+        raise UserError("clamp: score() always clamps; sample_judgments() leaves the choice")
+    return {**settings_of(judge), "clamp": True, **options}
 
 
 @contextlib.contextmanager

@@ -105,8 +105,10 @@ def example_from_dict(row, where="record"):
     if name is None:
         texts = json.dumps([[m["content"] for m in prompt], responses])
         name = hashlib.sha256(texts.encode()).hexdigest()[:16]
+    # Pitfall: ids seed random numbers, and half a surrogate pair has no bytes to make a seed of.
+    name = str(name).encode(errors="backslashreplace").decode()
     return PreferenceExample(
-        str(name), prompt, responses, rewards, row.get("domain") or "all",
+        name, prompt, responses, rewards, row.get("domain") or "all",
         row.get("reference"), strength, {k: v for k, v in row.items() if k not in KNOWN})
 
 

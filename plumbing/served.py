@@ -83,8 +83,9 @@ def check_endpoint(args, role="model"):
     if not 1 <= args.concurrency <= 100:
         raise UserError("--concurrency must be between 1 and 100")
     key_of(url.hostname)  # one that cannot be sent is refused before anything is written
-    if role == "sampler" and args.sampler:
-        raise UserError("give --sampler or --endpoint, not both")
+    if getattr(args, role):
+        raise UserError(f"give --{role} or --endpoint, not both: --served_model names the judge, "
+                        "and flags such as --template say how it is asked")
     setattr(args, role, args.served_model)
     return args
 
@@ -224,8 +225,8 @@ class Served:
             model=self.name, temperature=temperature, max_tokens=max_new_tokens,
             top_p=1.0,  # said, because vLLM would take it from the model's generation_config.json
             seed=int.from_bytes(digest[:4], "little") >> 1)
-        if thinking:
-            wanted["chat_template_kwargs"] = {"enable_thinking": thinking == "on"}
+        if switch := generation.thinking_switch(thinking):
+            wanted["chat_template_kwargs"] = switch
         attempt = 0
         while True:
             options = {self.instead.get(name, name): value for name, value in wanted.items()}
@@ -329,4 +330,7 @@ class Served:
         # end of a thought where the model writes none put whole answers there.
         if finished and not text.strip() and thoughts.strip():
             text, why = thoughts, "thoughts"
+        refusal = text_of(message.get("refusal"))
+        if finished and not text.strip() and refusal.strip():  # its words are no verdict
+            text, finished, why = refusal, False, "no_box"
         return Completion([], [], finished, why, text, prompt_tokens=counts[0], tokens=counts[1])

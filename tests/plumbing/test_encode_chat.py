@@ -189,9 +189,10 @@ def test_a_thought_stays_one_in_the_text_that_is_parsed(special, byte_tokenizer,
 def test_the_templates_thinking_is_switched_only_when_asked(byte_tokenizer):
     tokenizer = byte_tokenizer(THINKS)
     ends = {thinking: tokenizer.decode(encode_chat(tokenizer, user("h"), thinking=thinking))
-            for thinking in (None, "on", "off")}
+            for thinking in (None, "on", "off", True, False)}
     assert ends == {None: "user: h<|im_end|>", "on": "user: h<|im_end|>think: ",
-                    "off": "user: h<|im_end|><think></think>"}
+                    "off": "user: h<|im_end|><think></think>", True: ends["on"],
+                    False: ends["off"]}
     with pytest.raises(UserError, match="enable_thinking"):
         encode_chat(byte_tokenizer("chatml"), user("h"), thinking="off")
 

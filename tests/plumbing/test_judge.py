@@ -9,7 +9,7 @@ import grm
 from plumbing import generation
 from plumbing.generation import Completion
 from plumbing.judge import TOY_BASE
-from plumbing.runs import read_json, write_rows
+from plumbing.runs import UserError, read_json, write_rows
 
 TEMPLATE = ("Judge well. {principles_task} score.\n{conversation}\n{reference}{responses}\n"
             "{given_principles}{hint}{output_format}")
@@ -164,6 +164,29 @@ def test_score_says_why_it_has_no_score_and_speaks_python(tiny_model, toy_tokeni
         with pytest.raises(ValueError, match=fix) as error:
             grm.score(model, toy_tokenizer, "Which way ?", ["good", "bad"], **options)
         assert "--" not in str(error.value) and "Which way" not in str(error.value)
+
+
+@pytest.mark.parametrize("options, said", [
+    (dict(k=0), "k"), (dict(k=-1), "k"), (dict(k=2.5), "k"), (dict(max_new_tokens=0), "max_new"),
+    (dict(temperature=float("nan")), "temperature"), (dict(temperature=-1), "temperature"),
+    (dict(temperature="hot"), "temperature"), (dict(orders="rnd"), "orders"),
+    (dict(clamp=False), "clamp"), (dict(principles="accuracy 50%"), "principles"),
+    (dict(principles=["accuracy", 1]), "principles"), (dict(thinking="yes"), "thinking")])
+def test_wrong_options_of_score_are_told_by_name(options, said, toy_tokenizer, tiny_model, asked):
+    with pytest.raises(UserError, match=rf"^{said}\w*[ =:]") as error:
+        grm.score(tiny_model(), toy_tokenizer, "Which ?", ["good", "bad"], **options)
+    assert "\n" not in str(error.value) and "--" not in str(error.value)
+
+
+def test_score_of_a_models_name_says_how_it_is_loaded(toy_tokenizer):
+    with pytest.raises(UserError, match="load_model"):
+        grm.score(TOY_BASE, toy_tokenizer, "Which ?", ["good", "bad"])
+
+
+def test_half_a_surrogate_pair_is_judged(tiny_model, toy_tokenizer, asked):
+    words = "Which \ud800 ?", ["good", "bad \ud83d"]
+    assert sorted(grm.score(tiny_model(), toy_tokenizer, *words, k=3, mean=True)) != []
+    assert grm.example_from_dict({"id": "a\ud800", "prompt": "q", "responses": ["x"]}).id.encode()
 
 
 def test_the_toys_judge_that_is_trained_furthest_is_asked_unless_another_is_named(

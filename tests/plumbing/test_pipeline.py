@@ -162,7 +162,7 @@ def test_a_judge_of_which_nothing_parses_is_shown_not_only_counted(program, tiny
     loud = said[said.index("WARNING"):].splitlines()
     assert f"{count} of {count} judgments" in loud[0] and f"truncated {count}" in loud[0]
     assert all(re.match(r"  truncated: '.+'$", line) for line in loud[1:4])
-    assert "--max_new_tokens" in loud[4]
+    assert "--max_new_tokens" in loud[4] and "--format_only" in loud[4]
 
 
 # ----- what users do wrong -----

@@ -24,7 +24,7 @@ import pytest
 from conftest import ROOT, error_of, run_program
 
 import spct_rft
-from grm import PreferenceExample, build_prompt, sample_judgments
+from grm import PreferenceExample, build_prompt, sample_judgments, score
 from plumbing import served
 from plumbing.data import load_examples
 from plumbing.judge import TOY_BASE
@@ -178,12 +178,29 @@ def test_requests_say_everything_that_changes_the_answer(fake):
 
 
 def test_thinking_is_switched_only_when_asked(fake):
-    for thinking, said in ((None, None), ("off", {"enable_thinking": False}),
-                           ("on", {"enable_thinking": True})):
+    off, on = {"enable_thinking": False}, {"enable_thinking": True}
+    for thinking, said in ((None, None), ("off", off), (False, off), ("on", on), (True, on)):
         server = fake()
         judge(server, k=1, count=2, thinking=thinking)
         bodies = [body for _, body, *_ in server.requests]
         assert [body.get("chat_template_kwargs") for body in bodies] == [said] * 2
+    for unknown in ("yes", "", 2, []):
+        with pytest.raises(UserError, match="thinking"):
+            judge(server, k=1, count=1, thinking=unknown)
+    assert len(server.requests) == 2
+
+
+def test_score_asks_a_served_judge_and_never_the_hub(fake, monkeypatch):
+    hub = []
+    monkeypatch.setattr("transformers.utils.cached_file", lambda *words: hub.append(words))
+    texts = ["one", "two \ud800"]  # half a surrogate pair is no reason to die either
+    for prompt in ("Which ?", "Which \ud83d ?"):
+        server = fake()
+        found = score(Served(server.url, "some/alias"), None, prompt, texts)
+        assert len(found) == 2 and found[0] == points("one")
+        [(_, body, *_)] = server.requests
+        assert body["messages"][0]["content"].startswith("Score each response")  # compact
+    assert hub == []
 
 
 def test_seeds_and_orders_depend_on_seed_item_and_sample_only(fake):
@@ -260,6 +277,12 @@ HONEST = {
         None, {}, [], {"prompt_tokens": None, "completion_tokens": None, "total_tokens": None},
         {"prompt_tokens": -1, "completion_tokens": "7"}, {"prompt_tokens": 0})},
     "no role": answers(lambda m: m.pop("role")), "error null": answers(same, error=None)}
+
+
+def test_a_refusals_words_are_kept_and_are_no_verdict(fake):
+    refused = answers(lambda m: m.update(content=None, refusal="No \\boxed{5} from me."))
+    for [j] in judge(fake(lambda body, n: refused), k=1, count=1):
+        assert (j.text, j.scores, j.reason) == ("No \\boxed{5} from me.", None, "no_box")
 
 
 def number(body):
@@ -574,6 +597,14 @@ def test_run_records_endpoint_and_model(fake, tmp_path):
         assert all(s["scores"] == [points(t) for t in item.responses] for s in row["samples"])
 
 
+def test_the_advice_for_a_served_judge_is_what_it_can_take(fake, tmp_path):
+    thinks = answers(lambda m: m.update(content="<think> and on"), {"finish_reason": "length"})
+    code, said, _ = evaluate(fake(lambda body, n: thinks).url, tmp_path, "--limit", 2)
+    assert code == 0
+    advice = said[said.index("WARNING"):].splitlines()[4]
+    assert "--thinking off" in advice and "--format_only" not in advice
+
+
 def test_server_killed_in_the_middle_and_restarted_elsewhere(fake, tmp_path):
     """Finished chunks are not asked for again; the file is that of an undisturbed run."""
     def voting(server, name):
@@ -601,9 +632,12 @@ def test_server_killed_in_the_middle_and_restarted_elsewhere(fake, tmp_path):
     (["--endpoint", "http://host?key=sk-1", "--served_model", "x"], "OPENAI_API_KEY"),
     (["--endpoint", "http://host", "--served_model", "x", "--concurrency", "0"], "--concurrency"),
     (["--endpoint", "http://host", "--served_model", "x", "--sampler", "y"],
-     "--sampler or --endpoint")])
+     "--sampler or --endpoint"),
+    (["--endpoint", "http://host", "--served_model", "x", "--model", "y"], "--model or --endpoint")
+])
 def test_wrong_flags_end_in_one_line_before_anything_is_written(flags, message, tmp_path):
-    for program in ["spct_rft"] + ["eval", "infer_scale", "grm"] * ("--sampler" not in flags):
+    for program in (["spct_rft"] * ("--model" not in flags)
+                    + ["eval", "infer_scale", "grm"] * ("--sampler" not in flags)):
         error = error_of(run_program(program, *flags, "--output", tmp_path / "out"))
         assert message in error and "sk-1@" not in error and "=sk-1" not in error
     assert not (tmp_path / "out").exists()
