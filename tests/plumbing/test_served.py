@@ -403,7 +403,7 @@ def test_a_hanging_server_is_asked_again(fake, monkeypatch):
 
 
 def test_ctrl_c_does_not_wait_for_open_requests(fake, tmp_path):
-    server = fake(lambda body, n: 60.0)
+    server = fake(lambda body, n: 600.0)
     # a shell's background job starts with SIGINT ignored
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
