@@ -354,6 +354,8 @@ def curve(rows, label, k_meta=None):
         raise UserError(f"{label}: no item with n >= 2 and rewards, so there is no accuracy")
     k_max = min(len(r["samples"]) for r in items)
     guided = all("meta_logits" in r for r in items)
+    if guided and k_meta and k_meta > k_max:  # all would vote, under the name of guided voting
+        raise UserError(f"--k_meta {k_meta}: {label} has {k_max} judgments of an item; lower it")
     tokens = mean(s["tokens"] for r in items for s in r["samples"])
     table = []
     for method in ["vote", *(["guided", "random"] if guided else []), "oracle"]:
@@ -447,11 +449,12 @@ def read_runs(words):
         runs[name] = read_rows(path, fields=(
             "id", "domain", "n", "rewards", "response_lengths", "samples"))
         first = next(iter(runs))
-        rewards = {r["id"]: r["rewards"] for r in graded(runs[first])}
-        for r in graded(runs[name]):
-            if rewards.get(r["id"], r["rewards"]) != r["rewards"]:
-                raise UserError(f"--runs: item {r['id']} has other rewards in {name} than in "
-                                f"{first}; judge again with --overwrite")
+        theirs = {r["id"]: r for r in graded(runs[first])}
+        for r in graded(runs[name]):  # an id alone may stand for other texts
+            for key in ("rewards", "response_lengths", "cluster"):
+                if theirs.get(r["id"], r).get(key) != r.get(key):
+                    raise UserError(f"--runs: item {r['id']} has other {key} in {name} than in "
+                                    f"{first}; judge the same items again with --overwrite")
     return runs
 
 

@@ -42,7 +42,7 @@ from grm import (
     render_responses,
     sample_judgments,
 )
-from plumbing.data import DATA_HELP, load_examples
+from plumbing.data import DATA_HELP, load_examples, tell_other_items
 from plumbing.figures import tell_unparsed
 from plumbing.generation import fingerprint, left_pad, load_model
 from plumbing.judge import TOY_BASE, add_judge_flags, judge_options, settle
@@ -362,13 +362,15 @@ def read_rft_judgments(args, by_id):
     """
     if not args.rft_judgments:
         return []
-    found = []
-    for row in read_rows(args.rft_judgments, fields=("id", "non_hinted")):
+    found, rows = [], read_rows(args.rft_judgments, fields=("id", "non_hinted"))
+    for row in rows:
         if row["id"] not in by_id:
             raise UserError(f"--rft_judgments {args.rft_judgments}: item {row['id']} is not in "
                             f"--data {args.data}; give the same --data, --limit and "
                             "--exclude_domain as to spct_rft.py")
         found += [{"source": "rft", "id": row["id"], **j} for j in row["non_hinted"]]
+    # Pitfall: ids stay while texts and labels of a data file are changed.
+    tell_other_items("--rft_judgments", args.rft_judgments, rows, by_id, args.data)
     return found
 
 

@@ -28,11 +28,12 @@ import io
 import itertools
 import random
 import re
+from collections import Counter
 from pathlib import Path
 
 from plumbing.files import SUFFIXES, file_rows, from_text, local_files, parse_line
 from plumbing.generation import encode_chat
-from plumbing.records import collect, example_from_dict, read_jsonl
+from plumbing.records import collect, example_from_dict, read_jsonl, tell_apart, unread
 from plumbing.runs import MODEL_FLAGS, UserError, changes, first_line, made_from, read_json
 from plumbing.sets import CHATS, SETS
 from toy_world import world
@@ -65,10 +66,10 @@ def load_examples(name, split="train", limit=None, seed=0, skip_bad=False, domai
     if len(kept) < len(examples):
         print(f"{name}: {len(kept)} items; {len(examples) - len(kept)} left out for fewer than "
               f"{at_least} responses")
-    unknown = next((e.id for e in kept if e.rewards is None), None)
+    unknown = next((e for e in kept if e.rewards is None), None)
     if labelled and unknown:
-        raise UserError(f"{name}: item {unknown} has no 'rewards'; training and accuracy need the "
-                        "ground truth of every response")
+        raise UserError(f"{name}: item {unknown.id} has no 'rewards'; training and accuracy need "
+                        f"the ground truth of every response{unread([unknown])}")
     return kept
 
 
@@ -104,9 +105,10 @@ def named_items(name, split, limit, skip_bad, domain, exclude_domain):
                         f"{', '.join(SETS)} (NAME from the hub, NAME:PATH from local files)")
     examples = [e for e in examples if e.domain != exclude_domain and domain in (None, e.domain)]
     if not examples:
-        in_part = f" in its part {part}" if part else ""
-        raise UserError(f"{whole}: no item left{in_part} with domain {domain!r} and without "
-                        f"{exclude_domain!r}")
+        words = {" in its part {}": part, " of domain {!r}": domain,
+                 " outside domain {!r}": exclude_domain}
+        raise UserError(f"{whole}: no item left" + "".join(
+            word.format(value) for word, value in words.items() if value is not None))
     if known and limit and limit < len(examples):
         return [examples[i * len(examples) // limit] for i in range(limit)]
     left = sorted({e.domain for e in examples} - {e.domain for e in examples[:limit]})
@@ -135,6 +137,30 @@ def tell_changes(folder):
             items = []
     for change in changes(config.get("made_from", {}), made_from(its, items), its):
         print(f"{folder}: {change} this run; its results are of then")
+
+
+def tell_other_items(what, file, rows, by_id, data):
+    """Raises UserError if rows of judgments, told by their ids, are of other texts or labels.
+
+    rows: of judgments.jsonl of spct_rft.py.  by_id: {id: example} of `data`, all ids among them.
+    """
+    for row in rows:
+        e = by_id[row["id"]]
+        if row.get("rewards", e.rewards) != e.rewards:
+            raise UserError(f"{what} {file}: item {e.id} was judged with other rewards than those "
+                            f"of --data {data}; give the items that were judged")
+        for judgment in row["non_hinted"]:
+            n = len(judgment["permutation"])
+            if n != len(e.responses):
+                raise UserError(f"{what} {file}: item {e.id} was judged with {n} responses, and "
+                                f"--data {data} has {len(e.responses)}; give the items that were "
+                                "judged")
+    config = Path(file).parent / "config.json"
+    then = read_json(config).get("made_from", {}) if config.exists() else {}
+    now = made_from(argparse.Namespace(), [by_id[row["id"]] for row in rows])
+    if then.get("items", now["items"]) != now["items"]:
+        raise UserError(f"{what} {file}: the items that were judged are not those of --data {data} "
+                        "under the same ids; give the same items, or judge these")
 
 
 def load_records(path, skip_bad):
@@ -228,11 +254,15 @@ def load_set(name, path, revision, part, split, skip_bad):
             file_rows(name, f) for f in files if told(f, path, source))
     else:
         rows = hub_rows(name, hubs, source, revision)
+    own, seen = SETS[name][1] == {}, Counter()
     # whole: all rows are of the split, none is to be cut off by the hash
     whole = benchmark or wanted is None or (wanted in splits and wanted != "train")
 
     def convert(index, where, row):
-        found = row_examples(row, schema, f"{name}/{index}", where)
+        found = row_examples(row, schema, name, None if own else index, where)
+        if own and row.get("id") is None:
+            for e in found:
+                tell_apart(e, seen)
         kept = [] if found else [None]
         for e in found:
             place = e.extra.pop("split", None) or hash_split(e)
@@ -248,8 +278,12 @@ def told(file, path, split):
     return file.name.startswith(split) or file != Path(path) and file.parent.name == split
 
 
-def row_examples(row, schema, row_id, where):
-    """Examples of one row. Ids come from its place: a set's own may repeat (rewardbench)."""
+def row_examples(row, schema, name, index, where):
+    """Examples of one row. Ids come from its place: a set's own may repeat (rewardbench).
+
+    index: None for rows of the user's own, which have ids as records do: two files would give the
+    same places to other texts.
+    """
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row must be a JSON object")
     try:
@@ -258,8 +292,11 @@ def row_examples(row, schema, row_id, where):
         raise UserError(f"{where}: {error}") from None
     examples = []
     for number, item in enumerate(items):
-        item = {**item, "id": f"{row_id}/{number}" if number else row_id}
+        if index is not None:
+            item = {**item, "id": f"{name}/{index}" + f"/{number}" * (number > 0)}
         example = example_from_dict(item, where)
+        if item.get("id") is None:
+            example.id = f"{name}/{example.id}"
         example.extra["cluster"] = opening_hash(example)[:16]
         examples.append(example)
     return examples

@@ -3,6 +3,7 @@ import csv
 import io
 from collections import Counter
 
+from plumbing.records import unread
 from plumbing.runs import UserError, write_text
 
 # One colour per method in all figures, and what a reader calls it.
@@ -116,7 +117,7 @@ def tell_unlabelled(accelerator, examples):
     unlabelled = sum(e.rewards is None for e in examples)
     if unlabelled:
         accelerator.print(f"{unlabelled} of {len(examples)} items have no 'rewards': judged, not "
-                          "graded")
+                          f"graded{unread(examples)}")
 
 
 def tell_clamped(name, share):

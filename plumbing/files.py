@@ -103,7 +103,15 @@ def whole_json(text):
         if text.lstrip().startswith("["):
             raise
         return None
+    if isinstance(found, dict) and found.keys() == {"data"} and isinstance(found["data"], list):
+        found = found["data"]
     return found if isinstance(found, list) else [found]
+
+
+def some(names, most=8):
+    """The first of some names, quoted, for a message of one line."""
+    shown = [repr(name)[:60] for name in names]
+    return (", ".join(shown[:most]) or "no fields") + ", ..." * (len(shown) > most)
 
 
 def parse_line(line, where):

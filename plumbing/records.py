@@ -17,7 +17,7 @@ import unicodedata
 from collections import Counter
 from difflib import get_close_matches
 
-from plumbing.files import chat_in, file_rows, from_text, local_files, parse_line
+from plumbing.files import chat_in, file_rows, from_text, local_files, parse_line, some
 from plumbing.runs import UserError
 
 # ----- the record -----
@@ -67,7 +67,7 @@ def example_from_dict(row, where="record"):
                         '"rewards": [0, 1]}')
     fix = "--data pairs:FILE.jsonl reads chosen/rejected" if "chosen" in row else "add it"
     for field in ("prompt", "responses"):
-        check(row.get(field) is not None, field, f"is missing; {fix}")
+        check(row.get(field) is not None, field, f"is missing; {fix}; the row has {some(row)}")
     name, prompt = row.get("id"), chat_in(row["prompt"])
     check(name is None or whole(name) or isinstance(name, str) and name, "id",
           "must be a non-empty text that no other line uses")
@@ -110,6 +110,13 @@ def example_from_dict(row, where="record"):
     return PreferenceExample(
         name, prompt, responses, rewards, row.get("domain") or "all",
         row.get("reference"), strength, {k: v for k, v in row.items() if k not in KNOWN})
+
+
+def unread(examples):
+    """The names of fields that nobody read in items without rewards: their labels may be there."""
+    fields = dict.fromkeys(key for e in examples if e.rewards is None for key in e.extra)
+    fields.pop("cluster", None)
+    return f"; nobody reads their fields {some(fields)}" if fields else ""
 
 
 def as_pairs(examples):
@@ -180,6 +187,12 @@ def collect(rows, convert, source, skip_bad=False, limit=None):
     return examples
 
 
+def tell_apart(example, seen):
+    """An id made of texts gets a number behind it where the same texts come again."""
+    seen[example.id] += 1
+    example.id += f"-{seen[example.id]}" * (seen[example.id] > 1)
+
+
 def read_jsonl(path, skip_bad=False, limit=None):
     """Examples of a JSONL file, or of another kind in files.py; errors, what is dropped: `collect`.
     """
@@ -188,8 +201,7 @@ def read_jsonl(path, skip_bad=False, limit=None):
     def convert(_, where, row):
         e = example_from_dict(row, where)
         if row.get("id") is None:
-            seen[e.id] += 1
-            e.id += f"-{seen[e.id]}" * (seen[e.id] > 1)
+            tell_apart(e, seen)
         return [e]
     rows = itertools.chain.from_iterable(file_rows("", file) for file in local_files("", path))
     return collect(rows, convert, path, skip_bad, limit)

@@ -10,7 +10,7 @@ Benchmarks add to their records `section` (= domain; the score is the mean over 
 import os
 import re
 
-from plumbing.files import chat_in, from_text
+from plumbing.files import chat_in, from_text, some
 from plumbing.runs import UserError
 
 # ----- what they share -----
@@ -21,7 +21,7 @@ ROLES = {"human": "user", "gpt": "assistant"}
 def field(row, key, *kinds):
     """row[key], a text unless other `kinds` are given; a UserError that names the field if not."""
     if row.get(key) is None:
-        raise UserError(f"field '{key}' is missing")
+        raise UserError(f"field '{key}' is missing; the row has {some(row)}")
     kinds = kinds or (str,)
     value = row[key] if str in kinds else from_text(row[key], *kinds)
     if not isinstance(value, kinds):
@@ -73,7 +73,8 @@ def chosen_rejected(row, where):
         prompt = prompt + turns
         if any("\n\nHuman:" in text for text in texts):
             return []  # hh-rlhf: dialogues that part before their last turn
-    return [pair(prompt, *texts, sign=1 - is_tie(row), domain=row.get("source"))]
+    return [pair(prompt, *texts, sign=1 - is_tie(row), id=row.get("id"),
+                 domain=row.get("domain") or row.get("source"), reference=row.get("reference"))]
 
 
 def given_prompt(row):
@@ -123,15 +124,23 @@ def stands_in(part, whole):
 
 
 def is_tie(row):
-    """Whether other columns say that `chosen` is not the better one: a tie, or reversed scores."""
-    for key in row:
-        if "chosen" in key and re.search("score|rating|reward", key):
-            scores = [from_text(row.get(name), int, float)
-                      for name in (key, key.replace("chosen", "rejected"))]
-            if all(isinstance(s, (int, float)) for s in scores) and scores[0] <= scores[1]:
-                return True
-    return any(str(row.get(key)).lower().startswith("tie")
-               for key in ("status", "winner", "label", "preference"))
+    """Whether other columns say that `chosen` is not the better one: a tie, or reversed scores.
+
+    `label` and `margin` say nothing: each set means something else by them.
+    """
+    found = [[from_text(row.get(name), int, float)
+              for name in (key, key.replace("chosen", "rejected"))]
+             for key in row if "chosen" in key and re.search("score|rating|reward", key)]
+    if not {"order", "generations"} & row.keys():  # whose order that of `scores` may be
+        found.append(from_text(row.get("scores"), list))
+    for scores in found:
+        if isinstance(scores, list) and len(scores) == 2 and all(
+                isinstance(s, (int, float)) for s in scores) and scores[0] <= scores[1]:
+            return True
+    winners = [str(row.get(key)).lower() for key in ("winner", "preference")]
+    return ("rejected" in winners or from_text(row.get("preference"), float) == 0.5
+            or any(str(row.get(key)).lower().startswith("tie")
+                   for key in ("status", "winner", "label", "preference")))
 
 
 def transcript(chosen, rejected):
@@ -208,7 +217,7 @@ def math_single(row, where):
     if right not in (0, 1):
         raise UserError("field 'is_correct' must be true or false")
     return [{"prompt": field(row, "problem"), "responses": [field(row, "response")],
-             "domain": "math", "rewards": [int(right)],
+             "domain": "math", "rewards": [int(right)], "id": row.get("id"),
              "reference": row.get("answer")}]
 
 

@@ -1,5 +1,6 @@
 """§4, the meta RM: what it reads, the same logits as plain transformers, labels, calibration."""
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from meta_rm import (
 from plumbing.data import load_examples
 from plumbing.runs import (
     UserError,
+    open_run,
     read_json,
     read_rows,
     save_model,
@@ -238,6 +240,32 @@ def test_a_few_items_too_are_reported_on_or_it_is_said(share, count, told, tiny,
     report = read_json(tmp_path / "out" / "report.json")
     assert report.get("held_out", {}).get("all", {}).get("count") == count
     assert report["train"] == 40 - (count or 0)
+
+
+def test_judgments_of_other_texts_under_the_same_ids_are_refused(tiny, cli, tmp_path):
+    """Ids stay while a data file is changed: what was judged is told by the texts and labels."""
+    examples = [{"id": f"i{i}", "prompt": "Which ?", "responses": ["good", "bad"],
+                 "rewards": [i % 2, 1 - i % 2]} for i in range(20)]
+    data, run = tmp_path / "items.jsonl", tmp_path / "rft"
+    write_rows(data, examples)
+    args = SimpleNamespace(output=run, data=str(data))
+    open_run(run, args, items=load_examples(str(data)))
+    file = judgments_file(run, load_examples(str(data)))
+    words = command(tiny, tmp_path / "out", "--rft_judgments", file, "--data", data,
+                    "--epochs", 0.1)
+    assert cli("meta_rm", *words)[0] == 0
+    write_rows(data, [{**e, "prompt": "Which one ?"} for e in examples])
+    assert "are not those of --data" in error_of(cli("meta_rm", *words, "--overwrite"))
+    (run / "config.json").unlink()  # then what the rows themselves say
+    rows = [{**row, "rewards": e["rewards"]} for row, e in zip(read_rows(file), examples)]
+    write_rows(file, rows)
+    assert cli("meta_rm", *words, "--overwrite")[0] == 0
+    write_rows(data, [{**e, "rewards": e["rewards"][::-1]} for e in examples])
+    assert "item i0 was judged with other rewards" in error_of(cli("meta_rm", *words,
+                                                                   "--overwrite"))
+    write_rows(data, [{**e, "responses": ["a", "b", "c"], "rewards": [0, 1, 2]} for e in examples])
+    write_rows(file, [{k: v for k, v in row.items() if k != "rewards"} for row in rows])
+    assert "item i0 was judged with 2 responses" in error_of(cli("meta_rm", *words, "--overwrite"))
 
 
 def test_it_learns_from_the_judge_that_it_will_guide(tiny, cli, tmp_path, monkeypatch):

@@ -24,11 +24,12 @@ from eval import (
     paired_ci,
     pick_best,
     powers_of_two,
+    read_runs,
     report,
     single_scores,
 )
 from plumbing import generation
-from plumbing.runs import UserError, read_json, read_rows
+from plumbing.runs import UserError, read_json, read_rows, write_rows
 
 
 def row(id, *samples, rewards=(1, 0), logits=None, **more):
@@ -123,6 +124,8 @@ def test_curve_by_hand():
         ("guided", 1): 0.5, ("guided", 2): 0.5, ("guided", 4): 1.0}
     assert [table["guided", k]["k_meta"] for k in (1, 2, 4)] == [1, 1, 3]
     assert table["vote", 4]["tokens"] == 20 and table["oracle", 2]["accuracy"] == 1
+    with pytest.raises(UserError, match="--k_meta 5: x has 4 judgments"):
+        curve([one], "x", 5)
     with pytest.raises(UserError, match="no item"):
         curve([row("s", [7], rewards=[1])], "x")
 
@@ -300,6 +303,16 @@ def test_voting_runs_are_compared_at_their_common_k_and_strangers_not_at_all(com
     assert "b - a, single judgments: +100.0 [+100.0, +100.0] points on 30 items" in out
     assert "b - a, Voting@4: +50.0 [+50.0, +50.0] points on 30 items" in out
     assert "c - a: no item in both" in out
+
+
+@pytest.mark.parametrize("field, value", [
+    ("rewards", [1, 0]), ("response_lengths", [5, 6]), ("cluster", "q")])
+def test_other_texts_under_the_same_id_are_not_compared(field, value, tmp_path):
+    one = row("x", [1, 9], rewards=[0, 1], cluster="p")
+    for name, its in (("a", one), ("b", one | {field: value})):
+        write_rows(tmp_path / name / "samples.jsonl", [its])
+    with pytest.raises(UserError, match=f"item x has other {field} in b than in a"):
+        read_runs([str(tmp_path / "a"), str(tmp_path / "b")])
 
 
 def test_one_list_and_its_pairs_are_the_same_item(compared):

@@ -258,11 +258,29 @@ def test_columns_of_a_pair_that_hold_its_prompt(row, prompt, tmp_path):
     ({"chosen_score": "7.5", "rejected_score": "8"}, 0),
     ({"rating_chosen": 5, "rating_rejected": 1}, 1),
     ({"chosen_reward": -1.0, "rejected_reward": float("nan")}, 1),
-    ({"chosen_length": 10, "rejected_length": 90}, 1)])
+    ({"chosen_length": 10, "rejected_length": 90}, 1),
+    ({"winner": "rejected"}, 0), ({"winner": "chosen"}, 1), ({"preference": "Rejected"}, 0),
+    ({"preference": 0.5}, 0), ({"preference": "0.5"}, 0), ({"preference": 1}, 1),
+    ({"scores": [1, 2]}, 0), ({"scores": "[2, 2]"}, 0), ({"scores": [2, 1]}, 1),
+    ({"scores": [1, 2], "order": ["rejected", "chosen"]}, 1), ({"scores": [1, 2, 3]}, 1),
+    ({"label": 0}, 1), ({"margin": -1}, 1)])
 def test_a_pair_that_other_columns_contradict_is_no_win(row, kept, tmp_path):
     sure = {"prompt": "p", "chosen": "a", "rejected": "b"}
     path = write(tmp_path / "rows.jsonl", [{**sure, **row}, sure])
     assert len(load_examples(f"pairs:{path}")) == 1 + kept
+
+
+def test_a_missing_field_is_told_with_those_that_were_found(tmp_path):
+    row = records(1)[0]
+    for name, text, found in (
+            ("a.json", json.dumps({"train": [row], "test": [row]}), "'train', 'test'"),
+            ("a.csv", "prompt;responses\na;b\n", "'prompt;responses'"),
+            ("pairs:b.csv", "prompt,Chosen,Rejected\na,b,c\n", "'prompt', 'Chosen', 'Rejected'")):
+        kind, _, file = name.rpartition(":")
+        (tmp_path / file).write_text(text)
+        refuses(f"is missing.* has {found}", f"{kind}:{tmp_path / file}".removeprefix(":"))
+    (tmp_path / "a.json").write_text(json.dumps({"data": [row]}))
+    assert [e.id for e in load_examples(str(tmp_path / "a.json"))] == ["r0"]
 
 
 @pytest.mark.parametrize("name, file, row, problem", [
@@ -419,6 +437,25 @@ def test_own_pairs_are_used_as_they_are(tmp_path):
     assert sum(map(len, parts)) == 90 and len(parts[0]) > 60
 
 
+def test_own_pairs_have_ids_of_their_texts_and_the_columns_of_records(tmp_path, capsys):
+    """Ids by place would join the rows of two files; so would ids under an order of responses."""
+    rows = [{"prompt": str(i), "chosen": "a", "rejected": "b"} for i in range(3)]
+    file, other = tmp_path / "one.jsonl", tmp_path / "other.jsonl"
+    write(file, [*rows, rows[0], {**rows[2], "id": "own", "domain": "d", "reference": "r",
+                                  "source": "s"}, {**rows[1], "prompt": "?", "source": "s"}])
+    write(other, [rows[2], rows[1], {**rows[0], "chosen": "b", "rejected": "a"}])
+    found, others = load_examples(f"pairs:{file}"), load_examples(f"pairs:{other}")
+    ids = [e.id for e in found]
+    assert [e.id for e in others][:2] == [ids[2], ids[1]] and others[2].id not in ids
+    assert ids[0] != ids[1] and ids[3] == f"{ids[0]}-2" and ids[4] == "own"
+    assert [(e.domain, e.reference) for e in found[3:]] == [("all", None), ("d", "r"), ("s", None)]
+    refuses("line 2: field 'id' repeats 'x'",
+            f"pairs:{write(file, [{**rows[0], 'id': 'x'}, {**rows[1], 'id': 'x'}])}")
+    math = [{"problem": "p", "response": r, "is_correct": True} for r in ("1", "2", "1")]
+    ids = [e.id for e in load_examples(f"math:{write(file, math)}")]
+    assert ids[2] == f"{ids[0]}-2" and ids[1] != ids[0]
+
+
 @pytest.mark.parametrize("name, split", [
     (local("rewardbench"), "train"), (local("rewardbench"), "validation"),
     (local("rewardbench", "#train"), "test")])
@@ -439,7 +476,9 @@ def test_limit_domain_and_ids(tmp_path, capsys):
     assert "none of the first 2 items is of domain d1, d2; shuffle" in capsys.readouterr().out
     assert [e.id for e in load_examples(name, domain="d1")] == ["r1", "r3", "r5"]
     assert [e.id for e in load_examples(name, exclude_domain="d1", limit=2)] == ["r0", "r2"]
-    refuses("no item left with domain 'x'", name, domain="x")
+    assert refuses("no item left", name, domain="x").endswith("no item left of domain 'x'")
+    assert refuses("no item left", str(write(tmp_path / "one.jsonl", records(1))),
+                   exclude_domain="d0").endswith("no item left outside domain 'd0'")
     assert [e.domain for e in load_examples("toy", "test", 3, domain="safety")] == ["safety"] * 3
     refuses("the toy world has the domains", "toy", domain="x")
 
@@ -456,6 +495,10 @@ def test_labels_and_enough_responses_where_they_are_needed(tmp_path, capsys):
     write(tmp_path / "rows.jsonl", rows)
     assert len(load_examples(path)) == 3
     refuses("item r2 has no 'rewards'", path, labelled=True)
+    for row in rows:
+        row |= {"gold": 1, "source": "s"}
+    write(tmp_path / "rows.jsonl", rows)
+    refuses("item r2 has no 'rewards'.* fields 'gold', 'source'", path, labelled=True)
 
 
 @pytest.mark.parametrize("name", ["absent.jsonl", "absent.jsonl#test", "", "#test", "toy:x"])
