@@ -5,13 +5,14 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, run_program
 
 from grm import Judgment, PreferenceExample, build_prompt, sample_judgments
 from plumbing import figures
-from results import hostile, principles
+from results import hostile, principles, side_by_side
 from toy_world import world
 
 # ----- principles -----
@@ -150,16 +151,27 @@ RATIOS = {"sampling": {"generate/ours k=2"}, "growth": {"time length=16/8", "pea
           "rl_step": {"seconds TRL/ours", "peak memory ours/TRL"}}
 
 
+def in_this_process(command, **_):
+    """Instead of subprocess.run: a new process costs seconds. For rl_step it is a real one."""
+    code, out, err = run_program(command[2], *command[3:])
+    return SimpleNamespace(returncode=code, stdout=out, stderr=err)
+
+
 @pytest.mark.parametrize("name", SMALL)
-def test_a_speed_measurement_ends_with_its_line_of_json(name, tmp_path, tiny_model, toy_tokenizer):
+def test_a_speed_measurement_ends_with_its_line_of_json(name, tmp_path, tiny_model, toy_tokenizer,
+                                                        monkeypatch):
     if name == "rl_step":
         pytest.importorskip("trl", reason="optional peer: pip install trl")
     tiny_model().save_pretrained(tmp_path / "model")
     toy_tokenizer.save_pretrained(tmp_path / "model")
     words = [*SMALL[name].split(), "--model", str(tmp_path / "model"), "--repeats", "1",
              "--threads", "1", "--output", str(tmp_path / "out.json")]
-    done = subprocess.run([sys.executable, "-m", f"results.bench_{name}", *words], cwd=ROOT,
-                          capture_output=True, text=True)
+    command = [sys.executable, "-m", f"results.bench_{name}", *words]
+    if name == "rl_step":
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    else:
+        monkeypatch.setattr(side_by_side, "subprocess", SimpleNamespace(run=in_this_process))
+        done = in_this_process(command)
     assert done.returncode == 0, done.stdout + done.stderr
     line = json.loads(done.stdout.strip().splitlines()[-1])
     assert set(line) == {"name", "ratios", "targets", "environment"} and line["name"] == name
