@@ -58,7 +58,7 @@ class StaticRows:
 
     def __init__(self, model, cache, mask, source, room, packed):
         W, device = mask.shape[1], mask.device
-        self.model, self.graph, self.used = model, None, W
+        self.model, self.used, self.graph, self.logits = model, W, None, None
         self.capture = mask.is_cuda
         self.look = 16 if mask.is_cuda else 1  # tokens between two looks for ended rows
         b, L = len(source), W + room
@@ -86,7 +86,7 @@ class StaticRows:
         return ended * left > 16_000 if self.capture else ended > 0.2 * len(self.ids)
 
     def keep(self, rows):
-        self.graph = None  # first: it holds memory
+        self.graph = self.logits = None  # first: they hold memory
         self.ids, self.positions, self.seen = self.ids[rows], self.positions[rows], self.seen[rows]
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[rows], layer.values[rows]

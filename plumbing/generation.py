@@ -462,8 +462,8 @@ def tokens_that_fit(model):
 
 
 def pack_prompts(prompts, pad_id, device):
-    """U token lists as tensors: {"prefix": (1, S) ids that all share, or None; "rest": (U, W - S)
-    ids behind them, padded on the left; "lengths": (U,) tokens, of the longest W}."""
+    """U token lists as tensors: {"prefix": (1, S) ids that all begin with, or None; "rest": (U,
+    W - S), the last W - S ids of each, padded on the left; "lengths": (U,); W is the longest}."""
     shortest, shared = min(map(len, prompts)), 0
     while len(prompts) > 1 and shared < shortest - 1 and len({p[shared] for p in prompts}) == 1:
         shared += 1
@@ -518,7 +518,10 @@ def backbone(model):
 
 
 def generate_batch(model, tokenizer, prompts, temperature, max_new_tokens, seeds, kind):
-    """kind: how the rows keep their keys and values, see decoding.py."""
+    """Completions of one batch: prompts once each, then token by token until all rows have ended.
+
+    kind: how the rows keep their keys and values, a name of decoding.ROWS.
+    """
     device = next(model.parameters()).device
     distinct = sorted({tuple(p) for p in prompts}, key=lambda p: (len(p), p))
     index = {p: i for i, p in enumerate(distinct)}
