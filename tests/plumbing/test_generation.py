@@ -278,6 +278,17 @@ def test_rows_leave_a_static_batch_when_it_pays(tiny_model, toy_tokenizer, monke
     same(generate(model, toy_tokenizer, prompts), often)
     assert not kept
     monkeypatch.undo()
+    monkeypatch.setattr(generation, "kind_of_rows", lambda model: "static")
+    init, drawn = decoding.StaticRows.__init__, []
+
+    def looks_rarely(self, *args):
+        init(self, *args)
+        self.look, self.start = 5, self.used
+    monkeypatch.setattr(decoding.StaticRows, "__init__", looks_rarely)
+    monkeypatch.setattr(decoding.StaticRows, "keep", lambda self, rows: (
+        drawn.append(self.used - self.start + 1), keep(self, rows)))
+    same(generate(model, toy_tokenizer, prompts), often)
+    assert drawn and all(n % 5 == 0 for n in drawn)
     on_a_gpu = SimpleNamespace(capture=True)
     assert decoding.StaticRows.worth_leaving(on_a_gpu, 85, 400)
     assert not decoding.StaticRows.worth_leaving(on_a_gpu, 10, 64)
