@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, error_of, run_program
 
-from grm import build_prompt
+from grm import build_prompt, rule_reward
+from infer_scale import meta_vote, vote
 from plumbing.data import load_examples
 from plumbing.runs import read_json, read_rows, write_rows
+from spct_rl import group_advantages
 
 MEDIUM = ["--model", ROOT / "toy_world" / "medium"]
 
@@ -113,6 +116,58 @@ def test_a_finished_demo_runs_nothing_again(demo):
     with stages_in_this_process():
         code, said, _ = run_program("results.demo", "--output", out, *SMALL)
     assert code == 0 and "rl: done before" in said and weights.stat().st_mtime_ns == before
+
+
+def cells_below(page, head):
+    """The rows of the table whose line of heads begins so."""
+    lines = page.partition(f"\n| {head} ")[2].partition("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+
+
+def test_the_walkthrough_shows_what_the_functions_give(demo, tmp_path, cli):
+    files = []
+    for _ in range(2):
+        code, _, err = cli("results.walkthrough", "--run", demo[0], "--output", tmp_path / "docs")
+        assert code == 0, err
+        files.append({path.name: path.read_bytes() for path in (tmp_path / "docs").iterdir()})
+    page = files[0]["walkthrough.md"].decode()
+    figures = set(re.findall(r"\]\((walkthrough_\w+\.png)\)", page))
+    assert files[0] == files[1] and set(files[0]) == {"walkthrough.md", *figures}
+    assert len(figures) == 2 and all(files[0][name][:4] == b"\x89PNG" for name in figures)
+
+    rows = {r["id"]: r for r in read_rows(demo[0] / "voting" / "samples.jsonl")}
+    row = rows[re.search(r"This is item ([\w-]+),", page)[1]]
+    rewards, scores = row["rewards"], [s["scores"] for s in row["samples"]]
+    [example] = [e for e in load_examples("toy", "test", 12) if e.id == row["id"]]
+    [turn] = build_prompt(example.permuted(row["samples"][0]["permutation"]), "compact")
+    assert f"```text\n{turn['content'].strip()}\n```" in page
+
+    def given(cell):  # "y1 5, y2 8"
+        return None if cell == "none" else [int(y.split()[1]) for y in cell.split(", ")]
+    assert [given(cells[4]) for cells in cells_below(page, "judgment | order")] == scores[:5]
+    ends = cells_below(page, "end")
+    assert [cells[2] for cells in ends] == [row["samples"][0]["reason"], "wrong_count", "no_box",
+                                            "not_a_number", "out_of_range", "ok"]
+    assert given(ends[0][3]) == scores[0] and all(
+        float(cells[5]) == rule_reward(given(cells[3]), rewards) for cells in ends)
+
+    group = cells_below(page, "judgment | principles")
+    earned = [rule_reward(given(cells[2]), rewards) for cells in group]
+    assert [float(cells[3]) for cells in group] == earned and len(group) == 4
+    advantages = group_advantages(torch.tensor([earned]))[0].tolist()
+    assert [float(cells[4]) for cells in group] == pytest.approx(advantages, abs=6e-4)
+    assert [float(cells[5]) for cells in group] == pytest.approx([-a for a in advantages], abs=2e-3)
+    assert len(set(earned)) == 2 and float(re.search(r"now (-?[\d.]+) and the KL", page)[1]) < 0
+    for *_, before, after, moved in cells_below(page, "token"):
+        assert float(after) - float(before) == pytest.approx(float(moved), abs=2e-3)
+
+    votes = cells_below(page, "k")
+    assert [int(cells[0]) for cells in votes] == [1, 2, 4, 8]
+    for k, voted, _, k_meta, guided, _ in votes:
+        assert given(voted) == vote(scores[:int(k)])
+        assert given(guided) == meta_vote(scores[:int(k)], row["meta_logits"], int(k_meta))
+    error = error_of(cli("results.walkthrough", "--run", tmp_path, "--output", tmp_path))
+    assert "no rft/model in it; python -m results.demo" in error
 
 
 # ----- judging -----
