@@ -1,16 +1,15 @@
-"""Plumbing: tables as text and CSV, and the figure of accuracy against k."""
+"""Plumbing: what programs print of a run, tables as text and CSV, and figures."""
 import csv
 import io
-from collections import Counter
+import math
+import textwrap
+from collections import Counter, defaultdict
+from statistics import fmean, pstdev
+from typing import NamedTuple
 
 from plumbing.records import unread
-from plumbing.runs import UserError, write_text
+from plumbing.runs import UserError, whole, write_text
 
-# One colour per method in all figures, and what a reader calls it.
-METHODS = {"vote": ("tab:blue", "votes of all k"),
-           "guided": ("tab:red", "votes of the meta RM's best half"),
-           "random": ("tab:gray", "votes of a random half"),
-           "oracle": ("tab:green", "any of k is right")}
 PERCENT = {"accuracy", "low", "high", "lenient", "chance", "parse_rate", "tie_rate", "auc_single",
            "first_position", "first_expected", "swap_consistency", "longest", "longest_wins",
            "both_orders", "difference_low", "difference_high", "attack_wins"}
@@ -170,6 +169,56 @@ def print_table(rows, columns):
         print("  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(cells)))
 
 
+# ----- figures -----
+
+class Look(NamedTuple):
+    """How one thing is drawn wherever it is drawn. Lines and markers tell it apart in grey too."""
+    colour: str
+    line: str
+    marker: str
+    name: str
+
+
+LOOKS = {"base": Look("#b87a00", "--", "v", "base"),
+         "RFT": Look("#7b3fa0", "-.", "^", "RFT"),
+         "GRM": Look("black", "-", "D", "GRM"),
+         "vote": Look("#0b5394", "-", "o", "votes"),
+         "guided": Look("#e0561f", "-", "s", "guided"),
+         "random": Look("#8a8a8a", "--", "x", "random half"),
+         "even": Look("#1792a4", "-.", "P", "both orders"),
+         "oracle": Look("#3a923a", ":", "*", "any is right")}
+METHODS = ("vote", "guided", "random", "oracle")  # with a curve over k
+GUIDED = "Guided: votes of the meta RM's best half. "
+
+
+def new_figure(size, rows=1, columns=1, **options):
+    """(figure, its panels from left to right and down). Letters can be read at half the size."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
+    for axes in grid.flat:
+        axes.grid(alpha=0.2)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=11)
+        axes.xaxis.label.set_size(12)
+        axes.yaxis.label.set_size(12)
+    return figure, list(grid.flat)
+
+
+def save_figure(figure, path, title, caption=""):
+    """Write the PNG: the title above the panels, the caption below, both as wide as the panels."""
+    import matplotlib.pyplot as plt
+    width = int(11 * figure.get_size_inches()[0])  # letters of a line
+    figure.suptitle(textwrap.fill(title, width), x=0.01, ha="left", fontsize=13)
+    figure.tight_layout()
+    figure.text(0.01, -0.01, textwrap.fill(caption, int(1.3 * width)), fontsize=10, color="0.35",
+                va="top")
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=150, bbox_inches="tight", format="png")
+    plt.close(figure)
+
+
 def apart(places, gap):
     """The places, moved so that any two lie at least `gap` apart: labels beside lines that meet.
 
@@ -192,16 +241,75 @@ def apart(places, gap):
     return moved
 
 
-def draw_curves(table, flat, path, caption, title=None, ceiling=None):
-    """PNG of accuracy against k (log2 axis, 95 % intervals), the name of a curve at its end.
+def label_ends(axes, labels, gap=0.06):
+    """Names right of a panel. labels: [(height, text, colour)]; gap: in heights of the panel."""
+    low, high = axes.get_ylim()
+    places = apart([height for height, _, _ in labels], gap * (high - low))
+    for (_, text, colour), place in zip(labels, places, strict=True):
+        axes.annotate(text, (1, place), xycoords=("axes fraction", "data"), xytext=(6, -4),
+                      textcoords="offset points", fontsize=11, color=colour, annotation_clip=False)
 
-    table: rows of `eval.curve`.  flat: {name: accuracy} of greedy judges, markers at k = 1, and of
-    "chance".  ceiling: (name, accuracy) of a judge that the others cannot pass, one line.
+
+def draw_panel(axes, curves, marks=(), lines=()):
+    """Accuracy against k (log2 axis), each name at the end of its curve.
+
+    curves: [(look, label, points)], points: dicts with k, accuracy and, for a band, low and high.
+    marks: [(look, label, accuracy)] of greedy judges, left of k = 1.  lines: the same, of what
+    would be a horizontal line. Accuracies are fractions.
+    """
+    ticks = sorted({p["k"] for _, _, points in curves for p in points}) or [1]
+    values = [p[end] for _, _, points in curves for p in points
+              for end in ("accuracy", "low", "high") if end in p]
+    values = [100 * v for v in values + [v for _, _, v in (*marks, *lines)]]
+    room = 0.06 * (max(values) - min(values)) or 1
+    axes.set_ylim(min(values) - room, max(values) + room)
+    labels = []
+    for look, label, points in curves:
+        k, height = [p["k"] for p in points], [100 * p["accuracy"] for p in points]
+        axes.plot(k, height, look.line, marker=look.marker, ms=6, lw=2, color=look.colour)
+        if "low" in points[0]:
+            axes.fill_between(k, *([100 * p[end] for p in points] for end in ("low", "high")),
+                              color=look.colour, alpha=0.12, lw=0)
+        text = f"{label} {height[-1]:.1f}"
+        if k[-1] == ticks[-1]:
+            labels.append((height[-1], text, look.colour))
+        else:  # it ends before the others
+            axes.annotate(text, (k[-1], height[-1]), xytext=(8, -4), fontsize=11,
+                          textcoords="offset points", color=look.colour)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.set_xlabel("judgments per item, k")
+
+    # marks and their names stand left of k = 1; how much of the panel is that?
+    letters = max((len(label) + 7 for _, label, _ in marks), default=0)
+    inches = 0.55 * axes.figure.get_size_inches()[0] / axes.get_gridspec().ncols
+    share = min(0.6, (0.1 + 0.09 * letters) / inches)
+    right = max(3, ticks[-1] * 1.2)
+    axes.set_xlim(ticks[0] / (right / ticks[0]) ** (share / (1 - share)), right)
+    for look, label, v in lines:
+        axes.plot([ticks[0], right], [100 * v] * 2, lw=1.2, ls=(0, (4, 3)), color=look.colour)
+        labels.append((100 * v, f"{label} {100 * v:.1f}", look.colour))
+    label_ends(axes, labels)
+    low, high = axes.get_ylim()
+    places = apart([100 * v for _, _, v in marks], 0.06 * (high - low))
+    for (look, label, v), place in zip(marks, places, strict=True):
+        axes.plot([ticks[0]], [100 * v], look.marker, ms=7, color=look.colour, zorder=3)
+        axes.annotate(f"{label} {100 * v:.1f}", (ticks[0], place), xytext=(-9, -4), ha="right",
+                      textcoords="offset points", fontsize=11, color=look.colour)
+
+
+def look_of(name):
+    """The look of a judge by its name; black for one that is none of the paper's."""
+    return LOOKS.get(name.split(",")[0], LOOKS["GRM"])
+
+
+def draw_curves(table, flat, path, caption, title=None, ceiling=None):
+    """PNG of accuracy against k with 95 % intervals; without a title, it says what is found.
+
+    table: rows of `eval.curve`.  flat: {name: accuracy} of greedy judges, and of "chance".
+    ceiling: (name, accuracy) of a judge that the others cannot pass, one line.
     What lies far from the curves (a weak judge, the oracle) would crush them and is only told.
     """
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     runs = sorted({row["run"] for row in table})
     curves = {}
     for run in runs:
@@ -210,7 +318,7 @@ def draw_curves(table, flat, path, caption, title=None, ceiling=None):
             if points and not (method == "oracle" and len(runs) > 1):
                 curves[run, method] = points
 
-    # 1. the range of the curves, widened to what lies within one such range of it
+    # the range of the curves, widened to what lies within one such range of it
     inner = [p for (_, method), points in curves.items() if method != "oracle" for p in points]
     values = [p[end] for p in inner for end in ("low", "high")] or list(flat.values())
     span = max(max(values) - min(values), 0.02)
@@ -218,55 +326,111 @@ def draw_curves(table, flat, path, caption, title=None, ceiling=None):
     drawn = {key: points for key, points in curves.items()
              if all(low < p["accuracy"] < high for p in points)}
     marks = {name: v for name, v in flat.items() if low < v < high and name != "chance"}
-    values += [p["accuracy"] for points in drawn.values() for p in points] + [*marks.values()]
-    values += [ceiling[1]] if ceiling else []
-    low, high = 100 * min(values), 100 * max(values)
-    low, high = low - 0.06 * (high - low), min(high + 0.06 * (high - low), 100.5)
-    gap = 0.045 * (high - low)
     told = [f"{name} {100 * v:.1f}" for name, v in flat.items() if name not in marks]
-    told += [f"{METHODS[key[1]][1]} {100 * points[-1]['accuracy']:.1f}"
+    told += [f"{LOOKS[key[1]].name} {100 * points[-1]['accuracy']:.1f}"
              for key, points in curves.items() if key not in drawn]
 
-    # 2. curves and the ceiling, their names right of the axes; greedy judges left of k = 1
-    figure, axes = plt.subplots(figsize=(8.5, 4.8))
-    labels = []
-    for (run, method), points in drawn.items():
-        (colour, name), k = METHODS[method], [p["k"] for p in points]
-        ends = [[100 * p[end] for p in points] for end in ("accuracy", "low", "high")]
-        axes.plot(k, ends[0], ["-", "--", ":", "-."][runs.index(run) % 4], marker="o", ms=4,
-                  lw=1.8, color=colour)
-        axes.fill_between(k, *ends[1:], color=colour, alpha=0.12, lw=0)
-        name += f" ({run})" if len(runs) > 1 else ""
-        labels.append((ends[0][-1], f"{name} {ends[0][-1]:.1f}", colour))
-    if ceiling:
-        axes.axhline(100 * ceiling[1], lw=1, ls=(0, (4, 3)), color="0.3")
-        labels.append((100 * ceiling[1], f"{ceiling[0]} {100 * ceiling[1]:.1f}", "0.3"))
-    places = apart([height for height, _, _ in labels], gap)
-    for (_, text, colour), place in zip(labels, places, strict=True):
-        axes.annotate(text, (1, place), xycoords=("axes fraction", "data"), xytext=(6, -3),
-                      textcoords="offset points", fontsize=9, color=colour, annotation_clip=False)
-    ticks = sorted({row["k"] for row in table}) or [1]
-    places = apart([100 * v for v in marks.values()], gap)
-    for (name, v), place in zip(marks.items(), places, strict=True):
-        axes.plot([ticks[0]], [100 * v], "D", ms=6, color="black", zorder=3)
-        axes.annotate(f"{name} {100 * v:.1f}", (ticks[0], place), xytext=(-8, -3), ha="right",
-                      textcoords="offset points", fontsize=9)
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(ticks, [str(t) for t in ticks])
-    room = max((len(name) + 5 for name in marks), default=0)  # letters left of k = 1
-    axes.set_xlim(ticks[0] / 2 ** (0.3 + 0.08 * room), max(3, ticks[-1] * 1.2))
-    axes.set_ylim(low, high if high > low else low + 1)
-    axes.set_xlabel("judgments per item, k")
+    figure, [axes] = new_figure((7.5, 5))
+    looks, several = {}, len(runs) > 1
+    for run, method in drawn:  # of several runs each has its own line
+        line = ["-", "--", ":", "-."][runs.index(run) % 4] if several else LOOKS[method].line
+        looks[run, method] = LOOKS[method]._replace(line=line)
+    draw_panel(
+        axes, [(looks[key], LOOKS[key[1]].name + f" ({key[0]})" * several, points)
+               for key, points in drawn.items()],
+        [(look_of(name), name, v) for name, v in marks.items()],
+        [(Look("0.3", "", "", ""), *ceiling)] if ceiling else [])
     axes.set_ylabel("accuracy, %")
-    axes.grid(alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(title or "", loc="left", fontsize=11)
-    if told:
-        axes.text(0.99, 0.02, "not drawn: " + ", ".join(told), transform=axes.transAxes,
-                  ha="right", fontsize=8, color="0.35")
-    figure.text(0.01, -0.02, caption, fontsize=7, color="0.35", va="top")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=150, bbox_inches="tight")
-    plt.close(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(buffer.getvalue())
+    told = f"Not drawn: {', '.join(told)}. " if told else ""
+    guided = GUIDED if any(method == "guided" for _, method in drawn) else ""
+    save_figure(figure, path, title or found_in(table, flat), guided + told + caption)
+
+
+def found_in(table, flat):
+    """What the curves show, as a title. Up or down is said where the intervals lie apart."""
+    curves = defaultdict(list)
+    for row in table:
+        curves[row["method"], row["run"]].append(row)
+    plain = {run: rows for (method, run), rows in curves.items() if method == "vote"}
+    if len(plain) != 1:
+        shown = {f"{run}, {rows[-1]['k']} votes": rows[-1]["accuracy"]
+                 for run, rows in plain.items()} or flat
+        return "Accuracy, %: " + ", ".join(f"{name} {100 * v:.1f}" for name, v in shown.items())
+    [(run, rows)] = plain.items()
+    one, many = rows[0], rows[-1]
+    told = (f"{many['k']} votes {verb(many['low'] - one['high'], many['high'] - one['low'])} "
+            f"accuracy, {100 * one['accuracy']:.1f} to {100 * many['accuracy']:.1f} %")
+    guided = curves["guided", run]
+    return told + (f"; guided: {100 * guided[-1]['accuracy']:.1f} %" if guided else "")
+
+
+def verb(low, high, words=("raise", "lower", "do not clearly change")):
+    """The word for a difference whose interval is (low, high)."""
+    return words[0] if low > 0 else words[1] if high < 0 else words[2]
+
+
+PANELS = {"reward/mean": "reward, -1 to 1", "policy/kl": "KL, nats a token",
+          "len/mean": "length, tokens", "reward/parse_rate": "parse rate, share",
+          "reward/frac_zero_std": "equal groups, share",
+          "policy/entropy": "entropy, nats a token"}
+
+
+def draw_courses(groups, path, title=None):
+    """PNG of the course of training. groups: {name: (look, [rows of metrics.jsonl of each run])}.
+
+    Runs of one group are one line: the mean over runs and over a few steps (a tenth of the course),
+    in a band of one standard deviation of what was averaged. Without RL's metrics: all there are.
+    """
+    rows = [row for _, runs in groups.values() for run in runs for row in run]
+    seen = dict.fromkeys(k for row in rows for k, v in row.items() if isinstance(v, (int, float)))
+    keys = [k for k in PANELS if k in seen] or [
+        k for k in seen if k != "step" and k.split("/")[0] not in ("time", "memory", "seconds")]
+    figure, panels = new_figure((10, 2.9 * math.ceil(len(keys) / 3)), math.ceil(len(keys) / 3),
+                                min(3, len(keys)), sharex=True)
+    spread = 0
+    for number, (key, axes) in enumerate(zip(keys, panels)):
+        labels = []
+        for name, (look, runs) in groups.items():
+            steps, means, stds, window = course(runs, key)
+            spread = max(spread, window)
+            if not steps:
+                continue
+            axes.plot(steps, means, look.line, lw=2, color=look.colour,
+                      marker="o" if len(steps) == 1 else "")
+            axes.fill_between(steps, *([m + sign * s for m, s in zip(means, stds)]
+                                       for sign in (-1, 1)), color=look.colour, alpha=0.15, lw=0)
+            labels.append((means[-1], name, look.colour))
+        if len(groups) > 1 and (number % 3 == 2 or number == len(keys) - 1):
+            label_ends(axes, labels, gap=0.11)
+        axes.set_title(PANELS.get(key, key), loc="left", fontsize=11)
+        if number >= len(keys) - 3:
+            axes.set_xlabel("step")
+    for axes in panels[len(keys):]:
+        axes.remove()
+    save_figure(figure, path, title or risen(groups, keys[0]),
+                f"Line: mean over runs and {spread} steps around; band: one standard deviation.")
+
+
+def course(runs, key):
+    """(steps, means, standard deviations, steps in a mean) of one metric over some runs."""
+    at = defaultdict(list)
+    for row in (row for run in runs for row in run):
+        if isinstance(row.get(key), (int, float)):
+            at[row["step"]].append(row[key])
+    steps, half = sorted(at), len(at) // 20
+    pooled = [[v for s in steps[max(0, i - half):i + half + 1] for v in at[s]]
+              for i in range(len(steps))]
+    return steps, [fmean(p) for p in pooled], [pstdev(p) for p in pooled], 2 * half + 1
+
+
+def risen(groups, key):
+    """Title: the metric over the first and over the last tenth of the steps, by group."""
+    told = []
+    for name, (_, runs) in groups.items():
+        values = [[r[key] for r in run if isinstance(r.get(key), (int, float))] for run in runs]
+        parts = [(len(v) // 10 or 1, v) for v in values if v]
+        if parts:
+            ends = fmean(fmean(v[:n]) for n, v in parts), fmean(fmean(v[-n:]) for n, v in parts)
+            told.append(f"{name} {ends[0]:.2f} to {ends[1]:.2f}")
+    what = PANELS.get(key, key).split(",")[0]
+    return f"{what.capitalize()}, first to last tenth of the steps: " + ", ".join(told)

@@ -1,107 +1,143 @@
-"""The figures of results/: scaling.png, compute.png, rl_training.png, from the tables and records.
-
-One colour per method in all figures: votes blue, guided red, random control gray.
+"""The figures of results/, from the tables and records: scaling.png, compute.png, fig4.png (beside
+the paper's), rl_training.png. plumbing/figures.py has the looks that all figures share.
 """
 from pathlib import Path
 
-from plumbing.figures import draw_curves, write_csv
+from plumbing.figures import (
+    GUIDED,
+    LOOKS,
+    PANELS,
+    draw_courses,
+    draw_curves,
+    draw_panel,
+    label_ends,
+    new_figure,
+    save_figure,
+    verb,
+    write_csv,
+)
 from results.records import load, seeds_on_record
+from results.tables import number
 
-PANELS = {"reward/mean": "reward, -1 to 1", "policy/kl": "KL to the start, nats a token",
-          "len/mean": "length of a judgment, tokens", "reward/parse_rate": "share that parses",
-          "reward/frac_zero_std": "groups of one reward, share",
-          "policy/entropy": "entropy, nats a token"}
-STARTS = {"grm": ("from RFT, as the paper", "tab:blue"),
-          "general": ("from general data only", "tab:orange"),
-          "straight": ("from the base", "tab:gray")}
+SIZES = {"small": "16B", "medium": "27B", "large": "671B"}  # and what the paper has in its place
+SHADES = {"small": ("#4d8fc4", ":"), "medium": (LOOKS["vote"].colour, "-"),
+          "large": ("#06213d", "--")}
+STARTS = {"grm": ("RL from RFT", LOOKS["GRM"]),
+          "general": ("RL from general data", LOOKS["oracle"]),
+          "straight": ("RL from the base", LOOKS["base"])}
 
 
 def draw(tables, folder=Path("results")):
     """All figures.  tables: of `tables.make_tables`."""
-    import matplotlib
-    matplotlib.use("Agg")
-    draw_scaling(tables["scaling"], folder / "scaling.png")
-    draw_compute(tables["compute"], folder / "compute.png")
+    scaling, compute = ({r["row"]: r for r in tables[name] if r["items"]}
+                        for name in ("scaling", "compute"))
+    if "vote @32" in scaling:
+        draw_scaling(scaling, folder / "scaling.png")
+    if "large, greedy" in compute:  # the sizes are made by toy_world/make_base.py
+        draw_compute(compute, folder / "compute.png")
+        draw_fig4(compute, scaling, folder / "fig4.png")
     draw_training(folder / "rl_training.png")
 
 
+def curve_of(rows, prefix):
+    """[{k, accuracy, low, high}] of the rows whose names are `prefix` and a k."""
+    return [{**r, "k": int(name.removeprefix(prefix))} for name, r in rows.items()
+            if name.removeprefix(prefix).isdigit()]
+
+
+def paper_curve(rows, prefix):
+    """[{k, accuracy}] that the paper has beside `curve_of`."""
+    return [{"k": r["k"], "accuracy": number(r["paper"]) / 100} for r in curve_of(rows, prefix)
+            if r["paper"]]
+
+
 def draw_scaling(rows, path):
-    """Votes, guided votes and the random control against k; the title says what was found."""
-    named = {r["row"]: r for r in rows if r["items"]}
-    curves = [{**r, "run": "GRM", "method": method, "k": int(k)} for r in named.values()
-              for method, _, k in [r["measure"].partition("@")]
-              if method in ("vote", "guided", "random") and " against " not in r["row"]
-              and not r["row"].startswith("undamaged")]
-    if not curves:
-        return
-    guided = named["guided @32"]
-    found = ("helps" if guided["difference_low"] > 0 else
-             "hurts" if guided["difference_high"] < 0 else "is not seen to help")
-    one, many = (f"{100 * named[f'vote @{k}']['accuracy']:.1f}" for k in (1, 32))
+    """Votes, guided votes and the random control against k."""
+    votes, guided = rows["vote @32"], rows["guided @32"]
+    told, helps = (verb(r["difference_low"], r["difference_high"], words) for r, words in (
+        (votes, ("raise", "lower", "do not clearly change")),
+        (guided, ("adds to that", "takes from that", "does not clearly change that"))))
     draw_curves(
-        curves, {"greedy": named["greedy"]["accuracy"]}, path,
-        f"toy world, {guided['items']:,} test items, mean of {len(guided['seeds'].split())} seeds; "
-        "bands: 95 % intervals over items",
-        f"Votes lift the GRM from {one} to {many} %; guidance by the meta RM {found} at k = 32",
-        ("ceiling: undamaged judge", named["undamaged judge, greedy"]["accuracy"]))
+        [{**r, "run": "GRM", "method": method} for method in ("vote", "guided", "random")
+         for r in curve_of(rows, f"{method} @")], {"GRM, greedy": rows["greedy"]["accuracy"]}, path,
+        f"Toy world, {votes['items']:,} test items, mean of {len(votes['seeds'].split())} seeds; "
+        "bands: 95 % intervals over items.",
+        f"32 votes {told} the GRM's accuracy, {100 * rows['vote @1']['accuracy']:.1f} to "
+        f"{100 * votes['accuracy']:.1f} %; guidance by the meta RM {helps}",
+        ("undamaged judge", rows["undamaged judge, greedy"]["accuracy"]))
 
 
 def draw_compute(rows, path):
-    """Accuracy against FLOPs per item, a line per size of the judge; the squares are greedy."""
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(7.5, 4.8))
-    for size, shade in (("small", "#9ecae1"), ("medium", "tab:blue"), ("large", "#08306b")):
-        points = [r for r in rows if r["row"].startswith(size) and r["items"]]
-        for part, style in ((points[:1], "s"), (points[1:], "o-")):
-            x, y = [r["mflops"] for r in part], [100 * r["accuracy"] for r in part]
-            ends = [[abs(100 * r[end] - a) for r, a in zip(part, y)] for end in ("low", "high")]
-            axes.errorbar(x, y, ends, fmt=style, ms=5, lw=1.5, capsize=2, color=shade)
-        for r in points[1:]:
-            axes.annotate(r["measure"].split("@")[1], (r["mflops"], 100 * r["accuracy"]),
-                          xytext=(3, -11), textcoords="offset points", fontsize=7, color=shade)
-        if points:
-            axes.annotate(size, (points[0]["mflops"], 100 * points[0]["accuracy"]), ha="right",
-                          xytext=(-9, -3), textcoords="offset points", color=shade)
+    """Accuracy against FLOPs per item, a line per size of the judge."""
+    figure, [axes] = new_figure((8, 5))
+    large, told, labels = rows["large, greedy"], [], []
+    for size, (shade, line) in SHADES.items():
+        greedy, votes = rows.get(f"{size}, greedy"), curve_of(rows, f"{size}, Voting@")
+        if not (greedy and votes):
+            continue
+        for points, style in (([greedy], "D"), (votes, "o")):
+            x, y = [r["mflops"] for r in points], [100 * r["accuracy"] for r in points]
+            ends = [[abs(100 * r[end] - a) for r, a in zip(points, y)] for end in ("low", "high")]
+            axes.errorbar(x, y, ends, fmt=style, ls=line, ms=6, lw=2, capsize=2, elinewidth=1,
+                          color=shade)
+        labels.append((y[-1], f"{size}, {votes[-1]['k']} votes {y[-1]:.1f}", shade))
+        if size != "large":
+            enough = next((r for r in votes if r["accuracy"] >= large["accuracy"]), None)
+            told.append(f"{size} does not reach that with {votes[-1]['k']} votes" if not enough else
+                        f"{size} reaches that with {enough['k']} vote{'s' * (enough['k'] > 1)}, "
+                        f"{enough['mflops'] / large['mflops']:.1f} of its FLOPs")
     axes.set_xscale("log")
-    axes.margins(x=0.12)  # room for the names of the sizes
     axes.set_xlabel("million FLOPs per item")
     axes.set_ylabel("accuracy, %")
-    axes.grid(alpha=0.2)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title("Three sizes of the judge: votes of k judgments (small numbers: k), greedy "
-                   "(squares)", loc="left", fontsize=10)
-    save(figure, path)
+    label_ends(axes, labels)
+    save_figure(figure, path,
+                f"Greedy, the large judge has {100 * large['accuracy']:.1f} %: " + ", ".join(told),
+                "Diamonds: greedy; then 1, 2, 4, ... votes. Toy world; means over seeds, 95 % "
+                "intervals over items.")
+
+
+def draw_fig4(compute, scaling, path):
+    """The paper's Fig. 4 and ours: votes and guidance of one judge against greedy judges.
+
+    The paper's numbers are those of rows.txt; of 16B and of k = 4 it has the figure only.
+    """
+    figure, panels = new_figure((11, 4.8), columns=2)
+    sides = (("paper, Reward Bench", dict(SIZES), paper_curve(compute, "medium, guided @"),
+              lambda size: paper_curve(compute, f"{size}, Voting@"),
+              lambda size: number(compute[f"{size}, greedy"]["paper"]) / 100),
+             ("here, toy world", {s: s for s in SIZES}, curve_of(scaling, "guided @"),
+              lambda size: curve_of(compute, f"{size}, Voting@"),
+              lambda size: compute[f"{size}, greedy"]["accuracy"]))
+    for axes, (title, names, guided, votes, greedy) in zip(panels, sides):
+        small = LOOKS["vote"]._replace(colour=SHADES["small"][0], line=SHADES["small"][1])
+        sizes = [size for size in ("small", "medium") if f"{size}, greedy" in compute]
+        draw_panel(axes, [(LOOKS["guided"], f"{names['medium']}, guided", guided)] + [
+            (small if size == "small" else LOOKS["vote"], f"{names[size]}, votes", votes(size))
+            for size in sizes],
+            [(LOOKS["GRM"], f"{names[size]}", greedy(size)) for size in sizes],
+            [(LOOKS["GRM"], f"{names['large']}, greedy", greedy("large"))])
+        best = max(votes("medium"), key=lambda p: p["k"])
+        gain = best["accuracy"] - greedy("large")
+        axes.set_title(f"{title}:\n{best['k']} votes of {names['medium']} are "
+                       f"{100 * abs(gain):.1f} points {'above' if gain > 0 else 'below'} "
+                       f"{names['large']}", loc="left", fontsize=12)
+    panels[0].set_ylabel("accuracy, %")
+    save_figure(figure, path, "", f"Diamonds and dashed line: greedy. {GUIDED}Bands: 95 % "
+                "intervals over items; the paper has none; its 16B and k = 4 are read off its "
+                "figure.")
 
 
 def draw_training(path):
-    """The course of RL, a line per seed; its numbers in a CSV file beside it."""
-    import matplotlib.pyplot as plt
-    rows = []
-    for run in STARTS:
+    """The course of RL over all seeds; its numbers in a CSV file beside it."""
+    rows, groups = [], {}
+    for run, (name, look) in STARTS.items():
         for seed in seeds_on_record():
             course = (load(seed, f"{run}/rl") or {}).get("training", {})
             columns = {c: course[c] for c in ("step", *PANELS) if course}
-            rows += [{"run": run, "seed": seed, **dict(zip(columns, values))}
-                     for values in zip(*columns.values())]
+            made = [dict(zip(columns, values)) for values in zip(*columns.values())]
+            rows += [{"run": run, "seed": seed, **row} for row in made]
+            if made:
+                groups.setdefault(name, (look, []))[1].append(made)
     write_csv(path.with_suffix(".csv"), rows)
-    figure, grid = plt.subplots(2, 3, figsize=(11, 5.5))
-    for axes, (key, title) in zip(grid.flat, PANELS.items()):
-        for run, (label, colour) in STARTS.items():
-            for seed in dict.fromkeys(r["seed"] for r in rows if r["run"] == run):
-                line = [r for r in rows if (r["run"], r["seed"]) == (run, seed)]
-                axes.plot([r["step"] for r in line], [r[key] for r in line], lw=1, alpha=0.8,
-                          color=colour, label=label)
-                label = None
-        axes.set_title(title, loc="left", fontsize=9)
-        axes.grid(alpha=0.2)
-        axes.spines[["top", "right"]].set_visible(False)
-    grid[0, 0].legend(fontsize=8, frameon=False)
-    for axes in grid[1]:
-        axes.set_xlabel("RL step (64 items x 4 judgments)")
-    save(figure, path)
-
-
-def save(figure, path):
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
-    figure.clear()
+    if groups:
+        draw_courses(groups, path)

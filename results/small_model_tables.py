@@ -27,7 +27,15 @@ from eval import (
     roc_auc,
 )
 from infer_scale import vote
-from plumbing.figures import METHODS, print_table, write_csv
+from plumbing.figures import (
+    GUIDED,
+    LOOKS,
+    draw_panel,
+    new_figure,
+    print_table,
+    save_figure,
+    write_csv,
+)
 from plumbing.runs import ROOT, read_json, read_rows, write_json
 from results.records import read_gz, record, rows_of, write_gz
 
@@ -216,32 +224,25 @@ def make_tables(folder=RUNS, output=ROOT / "results"):
 
 def draw(runs, path):
     """Accuracy against k, a panel per run: plain votes, both orders, guided, and a random half."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    curves = {"votes": ("tab:blue", lambda r, k: item_credit(r, k)),
-              "votes, both orders weigh the same": ("tab:green", even_credit),
-              METHODS["guided"][1]: ("tab:red", lambda r, k: item_credit(r, k, "guided")),
-              METHODS["random"][1]: ("tab:gray", lambda r, k: item_credit(r, k, "random"))}
-    figure, panels = plt.subplots(1, len(runs), figsize=(5 * len(runs), 4), sharey=True,
-                                  squeeze=False)
-    for axes, (name, rows) in zip(panels[0], runs.items(), strict=True):
-        ks = [k for k in (1, 2, 4, 8, 16, 32) if k <= len(rows[0]["samples"])]
-        for label, (colour, value) in curves.items():
-            values = [[value(r, k) for r in rows] for k in ks]
-            ends = [bootstrap_ci(v, clusters=clusters_of(rows)) for v in values]
-            axes.plot(ks, [100 * mean(v) for v in values], "o-", ms=4, color=colour, label=label)
-            axes.fill_between(ks, *([100 * e for e in side] for side in zip(*ends, strict=True)),
-                              color=colour, alpha=0.1, lw=0)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(ks, [str(k) for k in ks])
-        axes.set_title(f"{name}, {len(rows)} test items", loc="left", fontsize=10)
-        axes.set_xlabel("judgments per item, k")
-        axes.grid(alpha=0.2)
-        axes.spines[["top", "right"]].set_visible(False)
-    panels[0][0].set_ylabel("accuracy, %; bands: 95 %")
-    panels[0][0].legend(fontsize=8, frameon=False, loc="upper left")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    values = {"vote": item_credit, "even": even_credit,
+              "guided": lambda r, k: item_credit(r, k, "guided"),
+              "random": lambda r, k: item_credit(r, k, "random")}
+    figure, panels = new_figure((5.5 * len(runs), 4.4), columns=len(runs))
+    for axes, (name, rows) in zip(panels, runs.items(), strict=True):
+        curves = []
+        for method, value in values.items():
+            points = []
+            for k in (k for k in (1, 2, 4, 8, 16, 32) if k <= len(rows[0]["samples"])):
+                credits = [value(r, k) for r in rows]
+                low, high = bootstrap_ci(credits, clusters=clusters_of(rows))
+                points.append({"k": k, "accuracy": mean(credits), "low": low, "high": high})
+            curves.append((LOOKS[method], LOOKS[method].name, points))
+        draw_panel(axes, curves)
+        best = max(curves, key=lambda curve: curve[2][-1]["accuracy"])[1]
+        axes.set_title(f"{name}, k = {points[-1]['k']}: highest is {best}", loc="left",
+                       fontsize=12)
+    panels[0].set_ylabel("accuracy, %")
+    save_figure(figure, path, "", " and ".join(
+        dict.fromkeys(str(len(rows)) for rows in runs.values())) + " test items; bands: 95 % "
+        f"intervals over items. {GUIDED}Both orders: weighing the same.")
+

@@ -218,7 +218,7 @@ def finish(seeds, specs, flops=False):
         if value == "accuracy" and ours:
             parts = {d: item_means(ours, d).values() for d in DOMAINS}
             row |= {d: mean(values) if values else "" for d, values in parts.items()}
-        if flops:
+        if flops and not what.startswith("guided"):  # what the meta RM reads costs as well
             row["mflops"] = flops_per_item([load(s, run) for s in seeds], what) / 1e6
         row["commit"] = " ".join(sorted(ours.commits)) if ours else ""
         rows.append(row)

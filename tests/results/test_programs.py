@@ -1,7 +1,6 @@
-"""results/: whose principles, hostile texts, speed; the figure of the curves."""
+"""results/: whose principles, hostile texts, speed; tables in print."""
 import csv
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -91,45 +90,7 @@ def test_hostile_and_principles_run_to_their_tables(cli, tmp_path, tiny_model, t
     assert {len(row["samples"]) for row in samples} == {7}
 
 
-# ----- the figure -----
-
-def points(method, *values):
-    return [{"run": "GRM", "method": method, "k": 2 ** i, "accuracy": v, "low": v - 0.01,
-             "high": v + 0.01} for i, v in enumerate(values)]
-
-
-def test_the_figure_names_its_lines_and_only_tells_what_lies_far_away(tmp_path, monkeypatch):
-    import matplotlib.pyplot as plt
-    kept, close = {}, plt.close
-    monkeypatch.setattr(plt, "close", lambda figure: kept.update(axes=figure.axes[0]))
-    table = [*points("vote", 0.80, 0.85, 0.90), *points("oracle", 0.8, 0.999, 1.0)]
-    flat = {"weak": 0.3, "GRM, greedy": 0.82, "chance": 0.4}
-    figures.draw_curves(table, flat, tmp_path / "a" / "curve.png", "caption")
-    texts = {t.get_text() for t in kept["axes"].texts}
-    assert (tmp_path / "a" / "curve.png").stat().st_size > 1000
-    assert texts >= {"votes of all k 90.0", "GRM, greedy 82.0", "any of k is right 100.0"}
-    assert "not drawn: weak 30.0, chance 40.0" in texts
-    low, high = kept["axes"].get_ylim()
-    assert 75 < low < 80 and 90 < high <= 100.5
-    far = [*points("vote", 0.500, 0.505, 0.510), *points("oracle", 0.5, 0.8, 1.0)]
-    figures.draw_curves(far, {}, tmp_path / "b.png", "", "title", ("ceiling", 0.52))
-    texts = {t.get_text() for t in kept["axes"].texts}
-    assert "not drawn: any of k is right 100.0" in texts and "ceiling 52.0" in texts
-    assert len(kept["axes"].get_lines()) == 2  # votes and the ceiling
-    figures.draw_curves([], flat, tmp_path / "c.png", "")  # greedy judges only
-    close("all")
-
-
-def test_labels_are_kept_apart_and_in_order():
-    rng = random.Random(0)
-    for _ in range(50):
-        places = [rng.uniform(0, 5) for _ in range(6)]
-        moved = figures.apart(places, 0.7)
-        order = sorted(range(6), key=lambda i: places[i])
-        assert [sorted(moved)[r] for r in range(6)] == [moved[i] for i in order]
-        gaps = [b - a for a, b in zip(sorted(moved), sorted(moved)[1:])]
-        assert min(gaps) > 0.7 - 1e-6
-
+# ----- tables in print -----
 
 def test_tables_print_fractions_as_percent(capsys):
     rows = [{"run": "a", "accuracy": 0.5, "tokens": 7.25}, {"run": "b", "accuracy": None}]

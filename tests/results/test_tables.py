@@ -265,7 +265,7 @@ def test_every_table_and_figure_is_made_from_the_records_of_the_plan_alone(put, 
         assert (tmp_path / "results" / f"{name}.csv").exists()
         assert all(r["items"] and r["commit"] == "abc1234" for r in rows), name
     drawn = {path.stem for path in (tmp_path / "results").glob("*.png")}
-    assert drawn == {"scaling", "compute", "rl_training"}
+    assert drawn == {"scaling", "compute", "fig4", "rl_training"}
     (tmp_path / "README.md").write_text("<!-- claims --><!-- end -->\n")
     (tmp_path / "results" / "README.md").write_text(
         "".join(f"<!-- table {name} -->old<!-- end -->\n" for name in made))
