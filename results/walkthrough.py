@@ -27,7 +27,7 @@ from grm import (
 from infer_scale import default_k_meta, meta_vote, vote
 from meta_rm import roc_auc
 from plumbing.data import load_examples
-from plumbing.figures import METHODS, apart
+from plumbing.figures import LOOKS, apart
 from plumbing.generation import CompletionLogits, load_model
 from plumbing.judge import TOY_BASE, judge_options
 from plumbing.runs import (
@@ -261,7 +261,7 @@ def about_votes(row, rows):
             [[f"{logits[j]:+.2f}", j, *cells(samples[j]["text"]), correct(scores[j], rewards)]
              for j in dict.fromkeys(picked[:3] + picked[-3:])]),
         "guidance": table(["who votes", "accuracy, %"], [
-            [METHODS[method][1], f"{100 * mean(values):.1f}"]
+            [LOOKS[method].name, f"{100 * mean(values):.1f}"]
             for method, values in accuracy.items()])}
 
 
@@ -319,18 +319,18 @@ def draw_votes(row, path):
         return votes[truth] - votes[1 - truth] if votes else 0
     figure, (single, summed) = subplots(sharex=True)
     single.bar(places, [lead(s) for s in scores],
-               color=[METHODS["guided"][0] if j in parsed[:half] else "0.75"
+               color=[LOOKS["guided"].colour if j in parsed[:half] else "0.75"
                       for j in range(len(scores))])
     single.set_title(f"Alone: {sum(lead(s) > 0 for s in scores)} of {len(scores)} judgments are "
-                     "correct (bars up); red: the meta RM's half", loc="left", fontsize=11)
+                     "correct (bars up); in colour: the meta RM's half", loc="left", fontsize=11)
     leads = {"vote": [lead(vote(scores[:k])) for k in places],
              "guided": [lead(meta_vote(scores[:k], logits, default_k_meta(k))) for k in places]}
     low, high = min(map(min, leads.values())), max(map(max, leads.values()))
     ends = apart([values[-1] for values in leads.values()], 0.09 * max(1, high - low))
     for (method, values), style, end in zip(leads.items(), ("-", "--"), ends):
-        summed.plot(places, values, style, lw=1.8, color=METHODS[method][0])
-        summed.annotate(f"{METHODS[method][1]} {values[-1]:+d}", (places[-1], end), xytext=(6, -3),
-                        textcoords="offset points", fontsize=9, color=METHODS[method][0],
+        summed.plot(places, values, style, lw=1.8, color=LOOKS[method].colour)
+        summed.annotate(f"{LOOKS[method].name} {values[-1]:+d}", (places[-1], end), xytext=(6, -3),
+                        textcoords="offset points", fontsize=9, color=LOOKS[method].colour,
                         annotation_clip=False)
     all_k, guided = ("right" if values[-1] > 0 else "not right" for values in leads.values())
     summed.set_title(f"Together: all {len(scores)} vote {all_k}, the meta RM's half votes {guided}",
