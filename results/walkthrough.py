@@ -27,7 +27,7 @@ from grm import (
 from infer_scale import default_k_meta, meta_vote, vote
 from meta_rm import roc_auc
 from plumbing.data import load_examples
-from plumbing.figures import LOOKS, apart
+from plumbing.figures import LOOKS, apart, save_figure
 from plumbing.generation import CompletionLogits, load_model
 from plumbing.judge import TOY_BASE, judge_options
 from plumbing.runs import (
@@ -41,7 +41,6 @@ from plumbing.runs import (
     share_threads,
     write_text,
 )
-from results.figures import save
 from results.principles import principles_in
 from spct_rl import CLIP_EPS, group_advantages, grpo_loss, make_parts, token_logp
 
@@ -305,7 +304,7 @@ def draw_tokens(step, path):
             f"Judgment {g}, advantage {A[g]:+.2f}: one update makes it "
             f"{'more' if sum(values) > 0 else 'less'} likely, {sum(values):+.1f} nats in all",
             loc="left", fontsize=11)
-    save(figure, path)
+    save_figure(figure, path, "")
 
 
 def draw_votes(row, path):
@@ -339,7 +338,7 @@ def draw_votes(row, path):
     for axes in (single, summed):
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("lead of the best, points")
-    save(figure, path)
+    save_figure(figure, path, "")
 
 
 def subplots(**options):
