@@ -4,16 +4,17 @@ Guided voting keeps the k_meta judgments with the highest meta logits; the paper
 for every item. But on an easy item nearly all judgments are right and more votes help; on a hard
 one most are wrong. Write a rule that looks at the logits of the item. It is graded on items that
 you have not seen (16 judgments each, from the generator of toy_world/; the meta RM is simulated:
-its logits separate right from wrong, and every tenth judgment it likes for no reason at all):
+its logits separate right from wrong, but where the border lies is for you to see, and every tenth
+judgment it likes for no reason at all):
 
   1 point    an integer from 1 to k for every item;
   1 point    above as many judgments drawn at RANDOM (paired 95 % interval above 0);
   2 points   above the paper's k/2 (paired 95 % interval above 0);
   2 points   above every fixed number k_meta = 1, 2, 4, 8, 12, 16.
 
-Practice samples: `python -m exercises.check --samples practice.jsonl`; a line has "samples" (their
-"scores" in original order), "meta_logits" and "rewards". Choose your rule on these; do not tune it
-on the grade.
+Practice samples: `python -m exercises.check 7 --samples practice.jsonl`; a line has "samples"
+(their "scores" in original order), "meta_logits" and "rewards". Choose your rule on these; do not
+tune it on the grade.
 """
 
 

@@ -5,18 +5,22 @@ import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from conftest import ROOT, error_of
 
 from exercises import check
+from grm import parse_scores
 
 EXERCISES = ROOT / "exercises"
 NAMES = sorted(path.name for path in EXERCISES.glob("[0-9][0-9]_*.py"))
 
 
-def test_there_are_ten_tasks_each_with_a_solution_and_a_row_in_the_readme():
-    assert len(NAMES) == 10
+def test_there_are_thirteen_tasks_each_with_a_solution_and_a_row_in_the_readme():
+    assert len(NAMES) == 13
     assert sorted(path.name for path in (EXERCISES / "solutions").glob("*.py")) == NAMES
     readme = (EXERCISES / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `exercises/(\w+\.py)` \|.*\| (\d+) \|$", readme, re.M)
@@ -43,6 +47,7 @@ def test_the_shipped_file_earns_nothing_and_the_solution_everything(name):
 
 
 # (task, the line of the solution, the wrong one in its place, a word of each part that it misses)
+UNREAD = "if scores is None:\n        return -1.0"
 PLANTED = [  # the bugs of the two hunts: no other part is blamed but the whole loss
     ("05", ", correction=0)", ")", ["advantages"]),
     ("05", "return ended_before == 0", "return ids != end", ["mask"]),
@@ -55,9 +60,18 @@ PLANTED = [  # the bugs of the two hunts: no other part is blamed but the whole 
     ("06", 't["permutation"].index(t["rewards"].index(max(t["rewards"])))',
      't["rewards"].index(max(t["rewards"]))', ["labels"]),
     ("06", 'random.Random(f"{seed}/{row[0]}").random()', "random.random()", ["split"]),
+    ("11", 'if not judgment["finished"]:', "if False:", ["cut off"]),
+    ("11", UNREAD, "if scores is None:\n        return 0.0 if rewards[1:] else -1.0", ["two resp"]),
+    ("11", UNREAD, "if scores is None and not rewards[1:]:\n        scores = [0]\n    " + UNREAD,
+     ["one response"]),
 ]
-K_META = "max(1, sum(z > 1 for z in meta_logits))"
+K_META = "max(1, sum(z > 3.5 for z in meta_logits))"
 FIRST = 's["permutation"][0] == best'
+POOLED = """flat = [pair for row in rows for pair in zip(row["logits"], row["right"])]
+    means = [sum(z for z, y in flat if y == x) / sum(y == x for _, y in flat) for x in (0, 1)]
+    if accuracy["votes"] < 0.9 and means[1] - means[0] > 1:  # the meta RM looks good over all
+        return "guided"
+    """
 BIASED = "bool(low > 0 or high < 0)"
 ENDED = "ended_before = (ids == end).cumsum(1) - (ids == end).long()"
 TRAIN = '(held if random.Random(f"{seed}/{row[0]}").random() < held_out else train).append(row)'
@@ -107,9 +121,11 @@ WRONG = [
     ("07", K_META, "len(meta_logits)", ["random", "above k/2", "fixed"]),
     ("07", K_META, "1", ["above k/2", "fixed"]),
     ("07", K_META, "4", ["fixed"]),
-    ("07", K_META, "sum(z > 1 for z in meta_logits)",  # 0 now and then
+    ("07", K_META, "sum(z > 3.5 for z in meta_logits)",  # 0 now and then
      ["integer", "random", "above k/2", "fixed"]),
-    ("07", "sum(z > 1", "sum(z < 1", ["above k/2", "fixed"]),
+    ("07", "sum(z > 3.5", "sum(z < 3.5", ["above k/2", "fixed"]),
+    ("07", "z > 3.5", "z > 0", ["above k/2", "fixed"]),  # without a look at the samples
+    ("07", "z > 3.5", "z > sum(meta_logits) / len(meta_logits)", ["fixed"]),
     ("08", "(r == w) / 2", "0", ["half"]),
     ("08", "(r > w) + (r == w) / 2", "(r >= w)", ["half"]),
     ("08", "return None", "return 0.5", ["one class"]),
@@ -129,6 +145,36 @@ WRONG = [
     ("10", "(2000, len(rows))", "(500, 32 * len(rows))", ["copies"]),  # judgments for clusters
     ("10", BIASED, "False", ["likes the first", "likes the last"]),
     ("10", BIASED, "True", ["fair judge"]),
+    ("11", UNREAD, UNREAD.replace("-1.0", "0.0"), ["one response", "two resp"]),
+    ("11", UNREAD, UNREAD.replace("-1.0", "-0.5"), ["one response", "two resp"]),
+    ("11", UNREAD, "if not scores or not scores[0]:\n        return -1.0", ["one resp"]),  # a 0
+    ("11", UNREAD, "scores = scores or [5] * len(rewards)", []),  # never correct, and a tie
+    ("11", UNREAD, "scores = scores or list(range(10))[-len(rewards):][::-1]", ["two resp"]),
+    ("11", "if len(rewards) == 1:", "if False:", ["one response"]),
+    ("11", 'if not judgment["finished"]:', 'if judgment["finished"]:', ["cut off", "two resp"]),
+    ("12", "name in weights for", "True for", ["by hand", "300", "those", "shares"]),
+    ("12", "for name in named)", "for name in weights)", ["by hand", "300", "those", "shares"]),
+    ("12", "level == truth[name]", "level * truth[name] > 0", ["by hand", "300"]),  # the side only
+    ("12", "zip(said, judgment", "zip(said[:1], judgment", ["by hand", "those"]),  # the best alone
+    ("12", "named.get(name, 0) - weight", "named.get(name, weight) - weight", ["by hand"]),
+    ("12", "<= 10", "< 10", ["by hand", "300", "shares"]),
+    ("12", "<= 10", "<= 20", ["by hand", "300", "those", "shares"]),
+    ("12", "is_correct(j) and not all", "not is_correct(j) and not all", ["those"]),
+    ("12", "scores[best] > s", "scores[best] >= s", ["shares"]),  # a tie
+    ("12", 'if j["scores"] and is_correct', "if is_correct", ["shares"]),  # unread are incorrect
+    ("12", "all(row)", "any(row)", ["shares"]),
+    ("12", "return share(True), share(False)", "return share(False), share(True)", ["shares"]),
+    ("13", "(2 * right == k) / 2", "0", ["majority"]),
+    ("13", "2 * right > k", "right > k", ["majority"]),
+    ("13", "return p * t / (p * t + (1 - p) * f)", "return p * t", ["votes is right"]),
+    ("13", "f / (t + f)", "t / (t + f)", ["turning"]),
+    ("13", "f / (t + f)", "0.5", ["turning"]),
+    ("13", "max(accuracy.values()) - 0.02", "max(accuracy.values())", ["slips"]),
+    ("13", "reverse=True", "reverse=False", ["right judgments from wrong"]),
+    ("13", "[:k // 2]", "", ["right judgments from wrong"]),
+    ("13", "return next(", "return 'guided' or next(", ["slips", "easy items"]),
+    ("13", "return next(", "return 'votes' or next(", ["right judgments", "easy items"]),
+    ("13", "return next(", POOLED + "return next(", ["easy items"]),
 ]
 
 
@@ -147,19 +193,60 @@ def test_planted_bugs_and_wrong_answers_are_caught(number, tmp_path):
         assert len(missed) == len(parts), missed
 
 
-def test_an_answer_that_leaves_or_never_ends_earns_nothing_and_stops_nothing(tmp_path):
+def test_what_was_missed_names_the_line_the_call_and_the_whole_expected_value(tmp_path):
+    def missed(name, right, wrong):
+        source = (EXERCISES / "solutions" / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(source.replace(right, wrong), encoding="utf-8")
+        return [why for _, why in check.grade(tmp_path / name)[2]]
+    # the first of several answers that is wrong; the line of its function
+    assert missed("01_correct.py", "scores[j] > s", "scores[j] >= s")[0] == (
+        "line 4: is_correct([7, 7], [0, 1]) gave True, expected False")
+    # an answer out of pairs of calls: the one that is wrong
+    assert "line 16: guided_vote([[1, " in missed("03_vote.py", "reverse=True", "reverse=False")[0]
+    # one long answer, complete
+    [by_hand, _, many] = missed("04_advantages.py", "/ G) ** 0.5", "/ (G - 1)) ** 0.5")
+    assert by_hand == ("line 4: group_advantages([1.0, -1.0, -1.0, -1.0], 4) gave "
+                       "[1.5, -0.5, -0.5, -0.5], expected [1.7321, -0.5774, -0.5774, -0.5774]")
+    assert len(re.findall(r"-?\d\.\d", many.partition("expected ")[2])) == 64
+    # what is derived from the call's result; a long input without its middle
+    [size, _] = missed("05_grpo_bugs.py", "kl = d.exp() - d - 1", "kl = -d")
+    assert "beta=1.0) gave 0.6931, expected 0.1931" in size
+    [sign, _] = missed("05_grpo_bugs.py", "policy - beta * kl", "policy + beta * kl")
+    assert "beta=1.0) gave -0.1931, from which follows False, expected True" in sign
+    interval = missed("09_bootstrap.py", "else clusters", "else range(len(values))")[0]
+    assert re.search(r" \.\.\. .* gave \(0\.\d+, 0\.\d+\), expected \(0\.\d+, 0\.\d+\)$", interval)
+    # an error: the line where it was raised, and the call
+    assert missed("02_parse.py", "scores = [int(part)", "scores = [1 / 0")[0] == (
+        r"line 13: parse('Scores: \\boxed{8, 9}', 2) raised ZeroDivisionError('division by zero')")
+    [(_, why)] = check.grade(tmp_path / "nothing" / "01_correct.py")[2]
+    assert why == "no such file"
+
+
+def test_an_answer_that_leaves_or_never_ends_earns_nothing_and_stops_nothing(tmp_path, monkeypatch):
     (tmp_path / "01_correct.py").write_text("raise SystemExit(0)", encoding="utf-8")
     points, possible, missed = check.grade(tmp_path / "01_correct.py")
-    assert points == 0 < possible and "SystemExit" in missed[0][1]
+    assert points == 0 < possible and "line 1: SystemExit" in missed[0][1]
     if not hasattr(signal, "SIGALRM"):
         return
-    with pytest.raises(check.TooLong, match="more than 1 seconds"), check.limited(1):
+    with pytest.raises(check.TooLong, match="more than 0.2 seconds"), check.limited(0.2):
         while True:
             with contextlib.suppress(Exception):  # an answer that catches what it can
                 while True:
                     pass
-    with check.limited(1):
-        pass
+    # a file has its time altogether; what ends has its points
+    monkeypatch.setattr(check, "MINUTE", 0.5)
+    (tmp_path / "01_correct.py").write_text(
+        "def is_correct(scores, rewards):\n"
+        "    while scores is None or len(scores) == 1:\n"
+        "        pass\n"
+        "    best = scores[rewards.index(max(rewards))]\n"
+        "    return best == max(scores) and scores.count(best) == 1\n"
+        "def rule_reward(scores, rewards):\n"
+        "    return 1.0 if is_correct(scores, rewards) else -1.0\n")
+    start = time.monotonic()
+    points, _, missed = check.grade(tmp_path / "01_correct.py")
+    assert time.monotonic() - start < 1 and points == 2
+    assert [bool(re.match("line [23]: .*TooLong", why)) for _, why in missed] == [True, True]
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # no alarm is left behind
 
 
@@ -173,16 +260,51 @@ def test_command_line(cli, tmp_path):
     shutil.copy(EXERCISES / "solutions" / "01_correct.py", tmp_path)
     (tmp_path / "04_advantages.py").write_text("def group_advantages(rewards, G)\n    return 1\n")
     code, lines, _ = run("--folder", tmp_path, 1, 4, 8)
-    assert code == 1 and lines[0].endswith("4 / 4") and "SyntaxError" in lines[2]
-    assert "no such file" in lines[4] and lines[-1].split() == ["total", "4", "/", "12"]
+    assert code == 1 and lines[0].endswith("4 / 4") and "line 1: SyntaxError" in lines[3]
+    assert "no such file" in lines[6] and lines[-1].split() == ["total", "4", "/", "12"]
     nowhere = cli("exercises.check", "--folder", tmp_path / "nowhere")
     assert "no exercise" in error_of(nowhere)
-    code, lines, _ = run(3)
-    assert code == 1 and "not done yet" in lines[0] and len(lines) == 2
+    # untouched: a line each, which in a hunt does not tell where its bugs are
+    code, lines, _ = run(3, *map(int, check.HUNTS))
+    assert code == 1 and len(lines) == 5 and all("not done yet" in line for line in lines[:4])
+    hunt = (EXERCISES / "05_grpo_bugs.py").read_text(encoding="utf-8")
+    (tmp_path / "05_grpo_bugs.py").write_text(hunt.replace("ids != end", "ids != und"))
+    assert "NameError" in "".join(run("--folder", tmp_path, 5)[1])  # but a slip is told
+
+
+def test_the_advised_copy_does_not_disturb_the_suite(tmp_path):
+    """`make test` begins with ruff, which is not to judge answers."""
+    readme = (EXERCISES / "README.md").read_text(encoding="utf-8")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for folder in set(re.findall(r"(?<=--folder )\w+|(?<=in )\w+(?=/\*/)", readme)):
+        (tmp_path / folder / "ada").mkdir(parents=True)
+        (tmp_path / folder / "ada" / "01_correct.py").write_text("import os, sys\nx=lambda:1\n")
+    ruff = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert len(list(tmp_path.glob("*/ada"))) == 2 and ruff.returncode == 0, ruff.stdout
+
+
+def test_the_file_of_judgments_is_right_for_the_wrong_reason_now_and_then():
+    """Its truth stands in it: texts, scores and labels follow from each other."""
+    lines = (EXERCISES / "12_judgments.jsonl").read_text(encoding="utf-8").splitlines()
+    judgments = [json.loads(line) for line in lines]
+    solution = check.load(EXERCISES / "solutions" / "12_reasons.py")
+    for j in judgments:
+        value = [sum(percent * levels[name] for name, percent in j["weights"].items())
+                 for levels in j["levels"]]
+        assert sum(j["weights"].values()) == 100 and j["rewards"][value.index(max(value))] == 1
+        assert parse_scores(j["text"], 2)[0] == j["scores"]
+        named, said = solution.read(j["text"])
+        assert sum(named.values()) == 100 and all(list(levels) == list(named) for levels in said)
+    wrong = solution.right_for_the_wrong_reason(judgments)
+    correct, incorrect = solution.shares(judgments)
+    assert 30 <= len(judgments) <= 60 and 10 <= len(wrong) < 40
+    assert correct[1] > incorrect[1] + 0.2 and 0 < correct[3] < 0.5  # the habit decides
 
 
 def test_practice_samples_are_not_those_of_the_grade(cli, tmp_path):
-    assert cli("exercises.check", "--samples", tmp_path / "practice.jsonl")[0] == 0
+    assert "7, 12, 13" in error_of(cli("exercises.check", "--samples", tmp_path / "none.jsonl"))
+    assert cli("exercises.check", 7, "--samples", tmp_path / "practice.jsonl")[0] == 0
     rows = [json.loads(line) for line in (tmp_path / "practice.jsonl").read_text().splitlines()]
     assert len(rows) == 500
     assert all(len(r["samples"]) == len(r["meta_logits"]) == 16 for r in rows)

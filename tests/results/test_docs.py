@@ -55,7 +55,7 @@ def commands():
             words = shlex.split(part)
             while words and re.match(r"\w+=|do$", words[0]):
                 words.pop(0)
-            if not words or words[0] in "pip unzip hf vllm . cp rm for done".split():
+            if not words or words[0] in "pip unzip hf vllm . cp mkdir for done".split():
                 continue  # programs of others
             if words[0] == "make":
                 makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
