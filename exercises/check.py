@@ -604,7 +604,7 @@ def grade(path):
             why = "not done yet"
         except (Exception, SystemExit, TooLong) as error:
             called = f"{t.calls[-1][0]}({short(t.calls[-1][1])}) raised " if t.calls else ""
-            why = f"{line_of(error, path)}{called}{error!r}"
+            why = f"{line_of(error, path)}{called}{short(repr(error))}"
         missed.append((what, why))
     return points, sum(possible), missed
 

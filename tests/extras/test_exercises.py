@@ -48,7 +48,7 @@ def test_the_shipped_file_earns_nothing_and_the_solution_everything(name):
 
 # (task, the line of the solution, the wrong one in its place, a word of each part that it misses)
 UNREAD = "if scores is None:\n        return -1.0"
-PLANTED = [  # the bugs of the two hunts: no other part is blamed but the whole loss
+PLANTED = [  # the bugs of the three hunts: no other part is blamed but the whole loss
     ("05", ", correction=0)", ")", ["advantages"]),
     ("05", "return ended_before == 0", "return ids != end", ["mask"]),
     ("05", "(logits / temperature)", "logits", ["log-prob"]),
