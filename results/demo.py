@@ -34,20 +34,29 @@ def commands(args, out):
                  for name, folder in JUDGED.items()]}
 
 
-@command_line
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--output", default="runs/toy", help="folder of all stages")
+def add_flags(parser):
+    """What the commands of all stages are made of."""
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
     parser.add_argument("--limit", type=int, default=500, help="test items")
     parser.add_argument("--k", type=int, default=32, help="judgments per test item")
     parser.add_argument("--rft", default="", help="more flags of spct_rft.py, in one quoted text")
     parser.add_argument("--rl", default="", help="more flags of spct_rl.py")
     parser.add_argument("--meta", default="", help="more flags of meta_rm.py")
-    args = parser.parse_args()
-    out = Path(args.output)
-    done = read_json(out / "seconds.json") if (out / "seconds.json").exists() else {}
-    stages, base = commands(args, out), content(ROOT / "toy_world" / "medium")
+
+
+def finished(out):
+    """{stage: {seconds, commands, base}} of the stages that are done in the folder."""
+    return read_json(out / "seconds.json") if (out / "seconds.json").exists() else {}
+
+
+def toy_base():
+    """The base model that demos start from, told by its content."""
+    return content(ROOT / "toy_world" / "medium")
+
+
+def run_stages(stages, out):
+    """Run the commands of each stage that is not done; {stage: seconds}."""
+    done, base = finished(out), toy_base()
     for stage, lines in stages.items():
         if stage in done and done[stage]["commands"] == lines and done[stage].get("base") == base:
             print(f"{stage}: done before ({done[stage]['seconds']:.0f} s)")
@@ -62,7 +71,17 @@ def main():
                 sys.exit(code)
         done[stage] = {"seconds": round(time.time() - started, 1), "commands": lines, "base": base}
         write_json(out / "seconds.json", done)
-    seconds = {stage: done[stage]["seconds"] for stage in stages}
+    return {stage: done[stage]["seconds"] for stage in stages}
+
+
+@command_line
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--output", default="runs/toy", help="folder of all stages")
+    add_flags(parser)
+    args = parser.parse_args()
+    out = Path(args.output)
+    seconds = run_stages(commands(args, out), out)
     summary = summarise(out, args.seed, seconds)
     write_json(out / "summary.json", summary)
     print("\n" + "\n".join(summary_lines(summary)) + "\n", flush=True)

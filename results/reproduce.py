@@ -14,6 +14,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from plumbing.runs import ROOT, command_line, git_commit
 from results.figures import draw
@@ -23,6 +24,26 @@ from results.tables import fill_readmes, make_tables
 BASE, UNDAMAGED = "toy_world/medium", "toy_world/medium-undamaged"
 SIZES = {"small": 32, "large": 8}  # the other sizes of the toy judge: judgments per item
 META = "--limit 6000 --epochs 2"   # 2,500 updates; LOG.md has what fewer of them did
+
+
+class Ablation(NamedTuple):
+    """What differs from the recipe. Flags None: not trained; RL without RFT is the recipe's, or
+    starts from the base."""
+    run: str  # folder of a seed, and in rows.txt, which has the paper's numbers
+    rft: str | None = None
+    rl: str | None = None
+    from_base: bool = False
+
+
+ABLATIONS = {
+    "no-hinted": Ablation("ablations/no-hinted", "--no_hinted"),
+    "no-non-hinted": Ablation("ablations/no-non-hinted", "--no_non_hinted"),
+    "no-general": Ablation("ablations/no-general", "--general_fraction 0"),
+    "no-principles": Ablation("ablations/no-principles", "--no_principles", "--no_principles"),
+    "general-only": Ablation("general", "--general_only", ""),
+    "straight": Ablation("straight", rl="", from_base=True),
+    **{f"beta-{beta}": Ablation(f"kl/{beta}", rl=f"--beta {beta}")
+       for beta in ("0", "0.01", "0.08", "0.3")}}
 
 
 def plan(seed):
@@ -56,7 +77,7 @@ def plan(seed):
     for folder, model in (("base", BASE), ("grm/after_rft", f"{s}/grm/rft/model"), ("grm", grm)):
         greedy("grm", folder, model)
         votes("grm", f"{folder}/8/voting" if folder == "grm" else f"{folder}/voting", model)
-    rft("general", "general", "--general_only")
+    rft("general", "general", ABLATIONS["general-only"].rft)
     rl("general", "general")
     rl("straight", "straight", BASE)
     greedy("straight", "straight", f"{s}/straight/rl/model")
@@ -74,20 +95,20 @@ def plan(seed):
         run("methods", method, f"-m extras.baselines {method}")
     run("methods", "judge/tokenprob", f"-m extras.baselines tokenprob --samples {s}/judge/voting")
     # Table 4: RFT without one of its parts, and the whole recipe without principles
-    for name, flags in (("no-hinted", "--no_hinted"), ("no-non-hinted", "--no_non_hinted"),
-                        ("no-general", "--general_fraction 0"),
-                        ("no-principles", "--no_principles")):
-        folder, with_rl = f"ablations/{name}", name == "no-principles"
+    for folder, flags, rl_flags, _ in ABLATIONS.values():
+        if not folder.startswith("ablations/"):
+            continue
         rft("ablations", folder, flags)
-        if with_rl:
-            rl("ablations", folder, flags=flags)
-        model = f"{s}/{folder}/{'rl' if with_rl else 'rft'}/model"
-        greedy("ablations", folder, model, flags * with_rl)
-        votes("ablations", f"{folder}/voting", model, 8, flags * with_rl)
+        if rl_flags:
+            rl("ablations", folder, flags=rl_flags)
+        model = f"{s}/{folder}/{'rl' if rl_flags else 'rft'}/model"
+        greedy("ablations", folder, model, rl_flags or "")
+        votes("ablations", f"{folder}/voting", model, 8, rl_flags or "")
     # App. C.1: the KL coefficient (the GRM itself has 0.02)
-    for beta in ("0", "0.01", "0.08", "0.3"):
-        rl("kl", f"kl/{beta}", f"{s}/grm/rft/model", f"--beta {beta}")
-        greedy("kl", f"kl/{beta}", f"{s}/kl/{beta}/rl/model")
+    for folder, _, flags, _ in ABLATIONS.values():
+        if folder.startswith("kl/"):
+            rl("kl", folder, f"{s}/grm/rft/model", flags)
+            greedy("kl", folder, f"{s}/{folder}/rl/model")
     # Table 15: a domain that no training saw
     rft("heldout", "heldout", "--exclude_domain safety")
     rl("heldout", "heldout", flags="--exclude_domain safety")

@@ -124,6 +124,18 @@ def cells_below(page, head):
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
 
 
+def test_an_ablation_is_trained_and_compared_with_the_demo(demo, tmp_path, cli):
+    words = ["no-hinted", "--demo", demo[0], "--output", tmp_path, *SMALL]
+    with stages_in_this_process():
+        code, said, errors = cli("results.ablate", *words)
+    assert code == 0, errors[-3000:]
+    assert re.search(r"here   [\d.]+ -> [\d.]+, difference .*\n.*\n  paper  68.8 -> 68.0", said)
+    config = read_json(tmp_path / "no-hinted" / "rft" / "config.json")
+    control = read_json(demo[0] / "rft" / "config.json")
+    assert {k for k, v in config["args"].items() if v != control["args"][k]} == {"no_hinted"}
+    assert config["made_from"] == control["made_from"]
+
+
 def test_the_walkthrough_shows_what_the_functions_give(demo, tmp_path, cli):
     files = []
     for _ in range(2):
