@@ -509,8 +509,8 @@ def compare(runs, output, k_meta=None):
         write_csv(output / "curve.csv", points)
         flat["chance"] = table[0]["chance"]
     draw_curves(points, flat, output / "curve.png",
-                f"python eval.py --runs ...  |  commit {git_commit()}  |  {table[0]['items']} "
-                "items, 95 % bootstrap intervals over items")
+                f"{table[0]['items']} items; bands: 95 % intervals over items. Commit "
+                f"{git_commit()}.")
     curves = f", {output}/curve.csv" if points else ""
     print(f"\nwrote {output}/table.csv{curves} and {output}/curve.png")
 

@@ -37,7 +37,7 @@ from eval import (
 from infer_scale import default_k_meta, judge_set
 from plumbing import runs, served
 from plumbing.data import load_examples, tell_changes
-from plumbing.figures import draw_curves, write_csv
+from plumbing.figures import draw_curves, look_of, new_figure, save_figure, write_csv
 from plumbing.judge import JUDGE_HELP, add_judge_flags, default_judge, in_words, settle
 from plumbing.runs import UserError, git_commit, read_json, read_rows, write_json
 from plumbing.sets import PPE, REALMISTAKE, REWARDBENCH
@@ -379,33 +379,29 @@ def flat_rows(results, summary):
 
 def draw_runs(results, path):
     """One panel per benchmark, one point with its interval per run; a hollow point is partial."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
     order = list(dict.fromkeys(r["run"] for r in results))
     scored = [r for r in results if r["score"] is not None]
     names = [n for n in NAMES if any(r["benchmark"] == n for r in scored)]
     if not names:
         return
-    size = (1.5 + 2.6 * len(names), 1.2 + 0.35 * len(order))
-    figure, panels = plt.subplots(1, len(names), figsize=size, sharey=True, squeeze=False)
-    for name, axes in zip(names, panels[0], strict=True):
-        for r in (r for r in scored if r["benchmark"] == name):
-            place = order.index(r["run"])
-            axes.plot([100 * r["low"], 100 * r["high"]], [place, place], color="tab:blue")
-            axes.plot(100 * r["score"], place, "o", ms=5, color="tab:blue",
+    figure, panels = new_figure((2 + 2.8 * len(names), 1.8 + 0.4 * len(order)),
+                                columns=len(names), sharey=True)
+    told = []
+    for name, axes in zip(names, panels, strict=True):
+        mine = [r for r in scored if r["benchmark"] == name]
+        for r in mine:
+            place, colour = order.index(r["run"]), look_of(r["run"]).colour
+            axes.plot([100 * r["low"], 100 * r["high"]], [place, place], lw=2, color=colour)
+            axes.plot(100 * r["score"], place, "o", ms=7, color=colour,
                       mfc="white" if r["partial"] else None)
-        axes.set_title(NAMES[name], fontsize=9)
-        axes.grid(alpha=0.25)
-        axes.set_xlabel("%", fontsize=8)
-    panels[0][0].set_yticks(range(len(order)), order, fontsize=8)
-    panels[0][0].set_ylim(len(order) - 0.5, -0.5)
-    figure.text(0.01, 0.01, f"commit {results[0]['commit']}  |  95 % bootstrap intervals over "
-                "items; hollow: partial run", fontsize=6.5, color="0.35")
-    figure.tight_layout(rect=(0, 0.04, 1, 1))
-    with runs.whole(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    plt.close(figure)
+        best = max(mine, key=lambda r: r["score"])
+        told.append(f"{NAMES[name]}: {best['run']} {100 * best['score']:.1f}")
+        axes.set_title(NAMES[name], fontsize=12)
+        axes.set_xlabel("%")
+    panels[0].set_yticks(range(len(order)), order)
+    panels[0].set_ylim(len(order) - 0.5, -0.5)
+    save_figure(figure, path, "Highest: " + "; ".join(told), "95 % intervals over items; "
+                f"hollow: partial run. Commit {results[0]['commit']}.")
 
 
 def compare(results, output):
@@ -448,7 +444,7 @@ def compare(results, output):
               for r in results if r["method"] != "first" and r["score"] is not None]
     if points:
         draw_curves(points, {}, output / "curve.png",
-                    f"commit {git_commit()}  |  95 % bootstrap intervals over items")
+                    f"Bands: 95 % intervals over items. Commit {git_commit()}.")
     made += ["benchmarks.png"] + ["curve.png"] * bool(points)
     print(f"{text}\nin {output}: {', '.join(made)}")
     return results

@@ -199,6 +199,7 @@ def new_figure(size, rows=1, columns=1, **options):
     figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, **options)
     for axes in grid.flat:
         axes.grid(alpha=0.2)
+        axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=11)
         axes.xaxis.label.set_size(12)
@@ -353,9 +354,10 @@ def found_in(table, flat):
         curves[row["method"], row["run"]].append(row)
     plain = {run: rows for (method, run), rows in curves.items() if method == "vote"}
     if len(plain) != 1:
-        shown = {f"{run}, {rows[-1]['k']} votes": rows[-1]["accuracy"]
-                 for run, rows in plain.items()} or flat
-        return "Accuracy, %: " + ", ".join(f"{name} {100 * v:.1f}" for name, v in shown.items())
+        told = [f"{run} {100 * rows[-1]['accuracy']:.1f} ({rows[-1]['k']} votes)"
+                for run, rows in plain.items()]
+        return "Accuracy, %: " + ", ".join(
+            told or [f"{name} {100 * v:.1f}" for name, v in flat.items()])
     [(run, rows)] = plain.items()
     one, many = rows[0], rows[-1]
     told = (f"{many['k']} votes {verb(many['low'] - one['high'], many['high'] - one['low'])} "

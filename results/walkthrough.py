@@ -27,7 +27,7 @@ from grm import (
 from infer_scale import default_k_meta, meta_vote, vote
 from meta_rm import roc_auc
 from plumbing.data import load_examples
-from plumbing.figures import LOOKS, apart, save_figure
+from plumbing.figures import LOOKS, label_ends, new_figure, save_figure
 from plumbing.generation import CompletionLogits, load_model
 from plumbing.judge import TOY_BASE, judge_options
 from plumbing.runs import (
@@ -296,14 +296,15 @@ def draw_tokens(step, path):
     A, moved, lengths = step["advantages"], step["after"] - step["before"], step["mask"].sum(1)
     for axes, g in zip(grid, (int(A.argmax()), int(A.argmin()))):
         values = moved[g, :lengths[g]].tolist()
-        axes.bar(range(len(values)), values, color=["tab:blue" if v > 0 else "0.6" for v in values])
+        axes.bar(range(len(values)), values,
+                 color=[LOOKS["vote"].colour if v > 0 else "0.6" for v in values])
         axes.set_xticks(range(len(values)), [w.replace("$", r"\$") for w in step["words"][g]],
-                        rotation=60, ha="right", rotation_mode="anchor", fontsize=8)
+                        rotation=60, ha="right", rotation_mode="anchor", fontsize=10)
         axes.set_ylabel("log p moved, nats")
         axes.set_title(
             f"Judgment {g}, advantage {A[g]:+.2f}: one update makes it "
             f"{'more' if sum(values) > 0 else 'less'} likely, {sum(values):+.1f} nats in all",
-            loc="left", fontsize=11)
+            loc="left", fontsize=12)
     save_figure(figure, path, "")
 
 
@@ -321,19 +322,16 @@ def draw_votes(row, path):
                color=[LOOKS["guided"].colour if j in parsed[:half] else "0.75"
                       for j in range(len(scores))])
     single.set_title(f"Alone: {sum(lead(s) > 0 for s in scores)} of {len(scores)} judgments are "
-                     "correct (bars up); in colour: the meta RM's half", loc="left", fontsize=11)
+                     "correct (bars up); in colour: the meta RM's half", loc="left", fontsize=12)
     leads = {"vote": [lead(vote(scores[:k])) for k in places],
              "guided": [lead(meta_vote(scores[:k], logits, default_k_meta(k))) for k in places]}
-    low, high = min(map(min, leads.values())), max(map(max, leads.values()))
-    ends = apart([values[-1] for values in leads.values()], 0.09 * max(1, high - low))
-    for (method, values), style, end in zip(leads.items(), ("-", "--"), ends):
-        summed.plot(places, values, style, lw=1.8, color=LOOKS[method].colour)
-        summed.annotate(f"{LOOKS[method].name} {values[-1]:+d}", (places[-1], end), xytext=(6, -3),
-                        textcoords="offset points", fontsize=9, color=LOOKS[method].colour,
-                        annotation_clip=False)
+    for (method, values), style in zip(leads.items(), ("-", "--")):
+        summed.plot(places, values, style, lw=2, color=LOOKS[method].colour)
+    label_ends(summed, [(values[-1], f"{LOOKS[method].name} {values[-1]:+d}", LOOKS[method].colour)
+                        for method, values in leads.items()], gap=0.1)
     all_k, guided = ("right" if values[-1] > 0 else "not right" for values in leads.values())
     summed.set_title(f"Together: all {len(scores)} vote {all_k}, the meta RM's half votes {guided}",
-                     loc="left", fontsize=11)
+                     loc="left", fontsize=12)
     summed.set_xlabel("judgments, k")
     for axes in (single, summed):
         axes.yaxis.get_major_locator().set_params(integer=True)
@@ -342,14 +340,10 @@ def draw_votes(row, path):
 
 
 def subplots(**options):
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    figure, grid = plt.subplots(2, 1, figsize=(9, 5.8), **options)
-    for axes in grid:
+    figure, panels = new_figure((8.5, 6), rows=2, **options)
+    for axes in panels:
         axes.axhline(0, lw=0.8, color="0.2")
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, grid
+    return figure, panels
 
 
 if __name__ == "__main__":

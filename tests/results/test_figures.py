@@ -77,7 +77,7 @@ def test_titles_of_curves_say_what_the_data_say(values, said):
     assert figures.found_in(guided, {"chance": 0.5}) == f"{said}; guided: 95.0 %"
     two = points("vote", *values) + points("vote", 0.1, 0.2, run="other")
     assert figures.found_in(two, {}) == (
-        f"Accuracy, %: GRM, 4 votes {100 * values[-1]:.1f}, other, 2 votes 20.0")
+        f"Accuracy, %: GRM {100 * values[-1]:.1f} (4 votes), other 20.0 (2 votes)")
 
 
 def test_labels_are_kept_apart_and_in_order():
