@@ -36,7 +36,8 @@ def read_groups(words):
 
 def early_and_late(rows):
     """Two groups of judgments from the rows of samples.jsonl: of one item, where one was drawn both
-    in the first and in the last third of the steps; else those of the first and the last step."""
+    in the first and in the last third of the steps; else the first and the last, if possible of
+    items with several responses."""
     groups = {}
     for row in rows:
         if "advantage" in row:
@@ -48,7 +49,9 @@ def early_and_late(rows):
     early = {i: step for step, i in reversed(groups) if step <= min(steps) + third}
     late = {i: step for step, i in groups if step >= max(steps) - third}
     twice = [i for i in early if i in late]
-    keys = [(early[twice[0]], twice[0]), (late[twice[0]], twice[0])] if twice else list(groups)
+    lists = [key for key in groups if len(groups[key][0]["rewards"]) > 1]
+    keys = [(early[twice[0]], twice[0]), (late[twice[0]], twice[0])] if twice else (
+        lists if len(lists) > 1 else list(groups))
     return [groups[keys[0]], groups[keys[-1]]]
 
 

@@ -162,10 +162,10 @@ def test_a_course_is_the_mean_and_the_spread_of_runs_and_of_steps_around():
         "Reward, first to last tenth of the steps: a 0.75 to 9.75, b 3.00 to 3.00")
 
 
-def judgments(step, item, *rewards, **more):
+def judgments(step, item, *rule_rewards, **more):
     return [{"step": step, "id": item, "prompt": f"Judge {item}.", "text": f"At {step}: {r}",
              "scores": [2, 8] if r > 0 else None, "reason": "no_box", "rewards": [0, 1],
-             "rule_reward": r, "advantage": r / 2, **more} for r in rewards]
+             "rule_reward": r, "advantage": r / 2} | more for r in rule_rewards]
 
 
 def test_early_judgments_stand_beside_late_ones_of_the_same_item_if_there_are(cli, tmp_path):
@@ -189,7 +189,8 @@ def test_early_judgments_stand_beside_late_ones_of_the_same_item_if_there_are(cl
     assert [(r["run"], r["number"], r["step"]) for r in rows][::4] == [
         ("GRM", "0", "1"), ("GRM", "1", "1")]
     ends = [[g[0]["step"] for g in watch.early_and_late(rows)] for rows in (
-        kept[:6], kept[:2], [{"step": 1, "id": "x", "samples": []}])]
-    assert ends == [[1, 3], [1], []]
+        kept[:6], kept[:2], [{"step": 1, "id": "x", "samples": []}],
+        judgments(1, "s", 1, rewards=[1]) + kept[2:6] + judgments(4, "t", 1, rewards=[0]))]
+    assert ends == [[1, 3], [1], [], [2, 3]]
     said = error_of(cli("results.watch", tmp_path, "--output", tmp_path / "w.png"))
     assert "has no metrics.jsonl with steps" in said and "runs/toy/rl" in said
