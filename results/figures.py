@@ -33,7 +33,7 @@ def draw(tables, folder=Path("results")):
                         for name in ("scaling", "compute"))
     if "vote @32" in scaling:
         draw_scaling(scaling, folder / "scaling.png")
-    if "large, greedy" in compute:  # the sizes are made by toy_world/make_base.py
+    if "medium, Voting@32" in compute:
         draw_compute(compute, folder / "compute.png")
         draw_fig4(compute, scaling, folder / "fig4.png")
     draw_training(folder / "rl_training.png")
@@ -54,6 +54,7 @@ def paper_curve(rows, prefix):
 def draw_scaling(rows, path):
     """Votes, guided votes and the random control against k."""
     votes, guided = rows["vote @32"], rows["guided @32"]
+    ceiling = rows.get("undamaged judge, greedy")
     told, helps = (verb(r["difference_low"], r["difference_high"], words) for r, words in (
         (votes, ("raise", "lower", "do not clearly change")),
         (guided, ("adds to that", "takes from that", "does not clearly change that"))))
@@ -64,13 +65,13 @@ def draw_scaling(rows, path):
         "bands: 95 % intervals over items.",
         f"32 votes {told} the GRM's accuracy, {100 * rows['vote @1']['accuracy']:.1f} to "
         f"{100 * votes['accuracy']:.1f} %; guidance by the meta RM {helps}",
-        ("undamaged judge", rows["undamaged judge, greedy"]["accuracy"]))
+        ceiling and ("undamaged judge", ceiling["accuracy"]))
 
 
 def draw_compute(rows, path):
     """Accuracy against FLOPs per item, a line per size of the judge."""
     figure, [axes] = new_figure((8, 5))
-    large, told, labels = rows["large, greedy"], [], []
+    large, told, labels = rows.get("large, greedy"), [], []
     for size, (shade, line) in SHADES.items():
         greedy, votes = rows.get(f"{size}, greedy"), curve_of(rows, f"{size}, Voting@")
         if not (greedy and votes):
@@ -81,7 +82,7 @@ def draw_compute(rows, path):
             axes.errorbar(x, y, ends, fmt=style, ls=line, ms=6, lw=2, capsize=2, elinewidth=1,
                           color=shade)
         labels.append((y[-1], f"{size}, {votes[-1]['k']} votes {y[-1]:.1f}", shade))
-        if size != "large":
+        if large and size != "large":
             enough = next((r for r in votes if r["accuracy"] >= large["accuracy"]), None)
             told.append(f"{size} does not reach that with {votes[-1]['k']} votes" if not enough else
                         f"{size} reaches that with {enough['k']} vote{'s' * (enough['k'] > 1)}, "
@@ -90,10 +91,10 @@ def draw_compute(rows, path):
     axes.set_xlabel("million FLOPs per item")
     axes.set_ylabel("accuracy, %")
     label_ends(axes, labels)
-    save_figure(figure, path,
-                f"Greedy, the large judge has {100 * large['accuracy']:.1f} %: " + ", ".join(told),
-                "Diamonds: greedy; then 1, 2, 4, ... votes. Toy world; means over seeds, 95 % "
-                "intervals over items.")
+    title = (f"Greedy, the large judge has {100 * large['accuracy']:.1f} %: " + ", ".join(told)
+             if large else "Accuracy, %: " + "; ".join(text for _, text, _ in labels))
+    save_figure(figure, path, title, "Diamonds: greedy; then 1, 2, 4, ... votes. Toy "
+                "world; means over seeds, 95 % intervals over items.")
 
 
 def draw_fig4(compute, scaling, path):
@@ -110,17 +111,19 @@ def draw_fig4(compute, scaling, path):
               lambda size: compute[f"{size}, greedy"]["accuracy"]))
     for axes, (title, names, guided, votes, greedy) in zip(panels, sides):
         small = LOOKS["vote"]._replace(colour=SHADES["small"][0], line=SHADES["small"][1])
-        sizes = [size for size in ("small", "medium") if f"{size}, greedy" in compute]
+        sizes = [size for size in SIZES if f"{size}, greedy" in compute]
         draw_panel(axes, [(LOOKS["guided"], f"{names['medium']}, guided", guided)] + [
             (small if size == "small" else LOOKS["vote"], f"{names[size]}, votes", votes(size))
-            for size in sizes],
-            [(LOOKS["GRM"], f"{names[size]}", greedy(size)) for size in sizes],
-            [(LOOKS["GRM"], f"{names['large']}, greedy", greedy("large"))])
+            for size in sizes if size != "large"],
+            [(LOOKS["GRM"], names[size], greedy(size)) for size in sizes if size != "large"],
+            [(LOOKS["GRM"], f"{names[size]}, greedy", greedy(size)) for size in sizes
+             if size == "large"])
         best = max(votes("medium"), key=lambda p: p["k"])
-        gain = best["accuracy"] - greedy("large")
+        other = "large" if "large" in sizes else "medium"
+        gain = best["accuracy"] - greedy(other)
         axes.set_title(f"{title}:\n{best['k']} votes of {names['medium']} are "
                        f"{100 * abs(gain):.1f} points {'above' if gain > 0 else 'below'} "
-                       f"{names['large']}", loc="left", fontsize=12)
+                       f"{names[other]}, greedy", loc="left", fontsize=12)
     panels[0].set_ylabel("accuracy, %")
     save_figure(figure, path, "", f"Diamonds and dashed line: greedy. {GUIDED}Bands: 95 % "
                 "intervals over items; the paper has none; its 16B and k = 4 are read off its "

@@ -134,14 +134,20 @@ def test_fig_4_stands_beside_the_papers_and_both_titles_follow_the_numbers(kept)
     votes = ours.get_lines()[2].get_xydata()
     assert votes[-1].tolist() == [32, 100 * compute["medium, Voting@32"]["accuracy"]]
     titles = [axes.get_title(loc="left") for axes in (paper, ours)]
-    assert "32 votes of 27B are 0.1 points above 671B" in titles[0]
-    assert "32 votes of medium are 2.0 points below large" in titles[1]
+    assert "32 votes of 27B are 0.1 points above 671B, greedy" in titles[0]
+    assert "32 votes of medium are 2.0 points below large, greedy" in titles[1]
     assert "medium does not reach that with 32 votes" in kept.titles[1]
     compute["large, greedy"]["accuracy"] = 0.1
     drawn.draw_compute(compute, None)
     assert kept.titles[2].startswith("Greedy, the large judge has 10.0 %: small reaches that with "
                                      "1 vote, 0.") and "not" not in kept.titles[2]
     assert not any(axes.get_legend() for figure in kept.figures for axes in figure.axes)
+    for row in [row for row in compute if not row.startswith("medium")]:  # other sizes not run
+        del compute[row]
+    drawn.draw_compute(compute, None)
+    drawn.draw_fig4(compute, scaling, None)
+    assert kept.titles[3].startswith("Accuracy, %: medium, 32 votes ")
+    assert "of medium are" in kept.figures[-1].axes[1].get_title(loc="left")
 
 
 # ----- the course of training, and results/watch.py -----
