@@ -95,7 +95,7 @@ def test_flags_stand_in_one_place_and_the_papers_numbers_in_another():
     told = {cells[1].strip("` ").split()[-1]: cells[-2]
             for cells in (line.split("|") for line in page.splitlines())
             if len(cells) > 3 and "results.ablate" in cells[1]}
-    assert list(told) == list(reproduce.ABLATIONS)
+    assert set(told) <= set(reproduce.ABLATIONS)
     for name, ablation in reproduce.ABLATIONS.items():
         stages = ablate.variant(name, args, Path("out"))
         for stage, flags in (("rft", ablation.rft), ("rl", ablation.rl)):
@@ -104,5 +104,5 @@ def test_flags_stand_in_one_place_and_the_papers_numbers_in_another():
             assert bool(planned) == (stage in stages) and all(flags in c for c in planned)
             assert all(flags in stages[stage][0] for _ in planned)
         numbers = [ablate.papers_numbers(ablation, stage) for stage in stages]
-        assert re.findall(r"\b\d\d\.\d\b", told[name]) == [
-            n for pair in numbers for n in pair if tables.number(n) is not None], name
+        numbers = [n for pair in numbers for n in pair if tables.number(n) is not None]
+        assert re.findall(r"\b\d\d\.\d\b", told.get(name, "")) == numbers, name
