@@ -1,12 +1,16 @@
-"""How the toy's base models were made: pretraining on clean judgments, then damage.
+"""How the toy's base models were made: pretraining on clean judgments, then on habits.
 
-    python -m toy_world.make_base               # toy_world/medium and medium-undamaged (25 minutes)
+    python -m toy_world.make_base               # toy_world/medium and medium-undamaged (45 minutes)
     python -m toy_world.make_base --size small  # the other sizes: small (0.2M), large (2.2M)
 
 The base model is pretrained from scratch on clean judgments and on a small general-instruction
 corpus: that is the "undamaged judge", the ceiling of every table. It is then made imperfect by
-further training on noisy judgments: few and ill-chosen principles with arbitrary weights, some
-words systematically misread, some verdicts simply wrong. After that nothing is ever told to it
+further training on noisy judgments, in the way that real LLM judges are: by two habits that its
+judgments share, a liking for the response shown first and for the longest one. They do not come
+from what is written in a response, so its knowledge stays larger than its verdicts show. Its other
+faults are few and ill-chosen principles with arbitrary weights, some words misread, some slips.
+Pretraining also teaches it to follow a hint and to use a reference answer, right or wrong.
+No rule acts at inference: habits are in the weights. After that nothing is ever told to the model
 again but what the paper's recipe tells a model: which response is best. All scores anywhere are
 parsed from text that the model wrote; the truth in here is used for labels and for analysis only.
 """
@@ -30,13 +34,14 @@ from toy_world.world import (
     DOMAINS,
     FRAMES,
     GENERAL_WORDS,
-    QUERIES,
     SHOWY,
     TOPICS,
     VERDICTS,
     general_chat,
     items,
     make_item,
+    make_reference,
+    read_levels,
 )
 
 SIZES = {"small": (2, 80, 4), "medium": (3, 128, 4), "large": (5, 192, 6)}  # layers, width, heads
@@ -74,22 +79,26 @@ def percents(values):
     return [10 * s for s in steps]
 
 
-def clean_criteria(rng, domain):
-    """The domain's true criteria, heaviest first; the lightest one is left out now and then."""
-    named = list(DOMAINS[domain].items())
-    if rng.random() < 0.3:
+def clean_criteria(rng, weights):
+    """The query's true criteria, heaviest first; the lightest one is left out now and then."""
+    named = list(weights.items())
+    if rng.random() < 0.2:
         named = named[:-1]
     return list(zip([name for name, _ in named], percents([weight for _, weight in named])))
 
 
+# Habits: in these shares of judgments the response shown first, and the longest, gets one level
+# more on every criterion.
+LIKES_FIRST, LIKES_LONGEST = 0.75, 0.5
+SLIPS = 0.1  # x the number of responses: verdicts that are a level off
 # 3 of the 8 words on each side of a criterion
 MISREAD = {word for sides in CRITERIA.values() for words in sides for word in words[5:]}
 
 
-def noisy_criteria(rng, domain):
+def noisy_criteria(rng, weights):
     """1-3 criteria: mostly what sounds good, sometimes what counts; the weights are arbitrary."""
     count = rng.choices([1, 2, 3], [30, 45, 25])[0]
-    liking = {name: (3.0 if name in SHOWY else 1.0) + DOMAINS[domain].get(name, 0) / 25
+    liking = {name: (3.0 if name in SHOWY else 1.0) + weights.get(name, 0) / 25
               for name in CRITERIA}
     named = []
     while len(named) < count:
@@ -99,40 +108,60 @@ def noisy_criteria(rng, domain):
     return list(zip(named, percents([rng.random() + 0.1 for _ in named])))
 
 
-def noisy_level(rng, words, name):
-    """What the damaged judge makes of a text: it misreads some words, and slips by a step."""
-    level = 0
-    for word in words:
-        if CUES.get(word, ("", 0))[0] == name:
-            sign = CUES[word][1]
-            if word in MISREAD and rng.random() < 0.6:
-                sign = rng.choice([0, -sign])
-            level += sign
-    if rng.random() < 0.2:
-        level += rng.choice([-1, 1])
-    return min(2, max(-2, level))
+def noisy_levels(rng, text, n):
+    """{criterion: level} that the damaged judge reads in one of n texts: it misreads some words,
+    and slips by a step, in a list more often."""
+    words = text.split()
+    for i, word in enumerate(words):
+        if word in MISREAD and rng.random() < 0.6:
+            name, sign = CUES[word]
+            words[i] = rng.choice(["plain", rng.choice(CRITERIA[name][sign > 0])])
+    return {name: level + (rng.choice([-1, 1]) if rng.random() < SLIPS * n else 0)
+            for name, level in read_levels(words).items()}
 
 
-def judgment(rng, item, noisy, rating, principles=True, hint=False):
-    """A judgment of an item (in displayed order); with a hint mostly one that agrees with it."""
-    tries = 6 if hint and rng.random() < 0.9 else 1
-    for _ in range(tries):
+def pushed(levels, steps):
+    return {name: min(2, max(-2, level + steps)) for name, level in levels.items()}
+
+
+def habits(rng, responses):
+    """Levels that the damaged judge adds to each response, whatever it says: 1 for a liking."""
+    extra, lengths = [0] * len(responses), [len(text.split()) for text in responses]
+    if len(responses) > 1:
+        extra[0] += rng.random() < LIKES_FIRST
+        longest = max(lengths)
+        if lengths.count(longest) == 1:
+            extra[lengths.index(longest)] += rng.random() < LIKES_LONGEST
+    return extra
+
+
+def judgment(rng, item, noisy, rating, principles=True, told=False):
+    """A judgment of an item (in displayed order).
+
+    told: a hint or a reference answer names the best response (or says whether a single one is
+    correct). The judge sees that one in a better light, the others in a worse one, until its
+    scores agree.
+    """
+    n, best = len(item.responses), item.rewards.index(max(item.rewards))
+    for attempt in range(6):
         if isinstance(principles, list):
             given = (p.split() for p in principles[0].rstrip(".").split(", "))
             criteria = [(name, int(percent.rstrip("%"))) for name, percent in given]
         else:
-            criteria = (noisy_criteria if noisy else clean_criteria)(rng, item.domain)
-        truth = zip(item.responses, item.extra["shown_levels"], strict=True)
-        verdicts = [{name: noisy_level(rng, text.split(), name) if noisy else levels[name]
-                     for name, _ in criteria} for text, levels in truth]
+            criteria = (noisy_criteria if noisy else clean_criteria)(rng, item.extra["weights"])
+        verdicts = item.extra["shown_levels"]
+        if noisy:
+            liked = habits(rng, item.responses)
+            verdicts = [pushed(noisy_levels(rng, text, n), steps)
+                        for text, steps in zip(item.responses, liked, strict=True)]
+        if told:
+            up = 1 + (attempt > 2)
+            verdicts = [pushed(levels, up if item.rewards[i] else -up)
+                        for i, levels in enumerate(verdicts)]
         text, scores = write_judgment(criteria, verdicts, rating, principles)
-        best = item.rewards.index(max(item.rewards))
-        if rating == "0-1":
-            agrees = scores[0] == item.rewards[0]
-        else:
-            agrees = len(scores) > 1 and all(
-                scores[best] > s for i, s in enumerate(scores) if i != best)
-        if agrees:
+        others = [s for i, s in enumerate(scores) if i != best]
+        if not told or (scores[best] > max(others) if others else
+                        (scores[0] > (0 if rating == "0-1" else 5)) == item.rewards[0]):
             break
     return text
 
@@ -172,8 +201,9 @@ def make_tokenizer(folder):
     fixed |= {f"{v}{mark}" for v in VERDICTS.values() for mark in ",."}
     fixed |= {str(i) for i in range(11)} | set("x,{}.?:")
     words = set(CUES) | set(CRITERIA) | set(GENERAL_WORDS) | {"plain", "and"}
-    words |= set(" ".join(sum([*QUERIES.values(), *TOPICS.values(), FRAMES], [])).split())
-    words |= set("A good reply is".split())
+    queries = [query for domain in DOMAINS.values() for query in domain]
+    words |= set(" ".join(sum(TOPICS.values(), queries + FRAMES)).split())
+    words |= set("A good reply is not".split())
     for seed in range(200):
         words |= set(" ".join(general_chat(random.Random(seed))).split())
     words -= {"{t}"}
@@ -225,13 +255,18 @@ def lesson(rng, noisy, progress):
     if draw < 0.06:
         principles = False
     elif draw < 0.12:
-        named = noisy_criteria(rng, item.domain)
+        named = noisy_criteria(rng, item.extra["weights"])
         principles = [", ".join(f"{name} {p}%" for name, p in named) + "."]
-    elif draw < 0.16:
+    elif draw < 0.22:
         reference = True
-    elif draw < (0.41 if noisy else 0.24):
+    elif draw < 0.34:
         hint = True
-    text = judgment(rng, item, noisy and not reference, rating, principles, hint)
+    if (hint or reference) and rng.random() < 0.5:
+        # Told wrongly, half of the time: a judge that is right anyway has nothing to learn from it.
+        best = rng.randrange(n)
+        item.rewards = [int(i == best) for i in range(n)] if n > 1 else [rng.randrange(2)]
+        item.reference = make_reference(rng, item.responses, item.rewards, item.extra["weights"])
+    text = judgment(rng, item, noisy and not reference, rating, principles, hint or reference)
     return build_prompt(item, "compact", rating, principles, reference, hint), text
 
 
@@ -324,7 +359,7 @@ def main():
     parser.add_argument("--output", default=str(runs.ROOT / "toy_world"),
                         help="folder for the model folders")
     parser.add_argument("--steps", type=int, default=2500, help="pretraining steps of 64 chats")
-    parser.add_argument("--damage_steps", type=int, default=450,
+    parser.add_argument("--damage_steps", type=int, default=300,
                         help="steps of 64 chats on noisy judgments")
     parser.add_argument("--seed", type=int, default=0, help="of weights and lessons")
     parser.add_argument("--write", help="write test items to this .jsonl file instead")
