@@ -17,7 +17,6 @@ from plumbing import generation
 from plumbing.data import load_examples
 from plumbing.judge import TOY_BASE
 from plumbing.runs import command_line, in_chunks, open_run, read_flags, start_accelerator
-from toy_world.world import DOMAINS
 
 SETTINGS = (
     "none",                   # without principles
@@ -27,7 +26,7 @@ SETTINGS = (
                               # an oracle, since it reads the test label, as the paper's filter does
     "the GRM's",              # those that the GRM writes greedily
     "the GRM's, filtered (oracle)",
-    "true")                   # the domain's three heaviest criteria with their true weights
+    "true")                   # the query's three heaviest criteria with their true weights
 
 
 def principles_in(text):
@@ -68,7 +67,7 @@ def judge_in_all_settings(judge, grm, chunk, args):
     by_self, by_grm = written(own), written(greedy(grm, True))
     true = {}
     for e in chunk:
-        heaviest = sorted(DOMAINS[e.domain].items(), key=lambda item: -item[1])[:3]
+        heaviest = sorted(e.extra["weights"].items(), key=lambda item: -item[1])[:3]
         true[e.id] = [", ".join(f"{name} {weight}%" for name, weight in heaviest) + "."]
     given = (by_self, chosen(judge, by_self), by_grm, chosen(grm, by_grm), true)
     judged = [greedy(judge, False), own, *[greedy(judge, p) for p in given]]

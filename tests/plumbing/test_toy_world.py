@@ -38,17 +38,21 @@ def test_a_held_out_domain_changes_no_other_item():
 
 def test_truth_is_the_argmax_of_hidden_utility():
     for item in world.items("test", 300):
-        values = [world.utility(levels, item.domain) for levels in item.extra["levels"]]
+        weights = item.extra["weights"]
+        assert sum(weights.values()) == 100 and weights in world.DOMAINS[item.domain].values()
+        values = [world.utility(levels, weights) for levels in item.extra["levels"]]
         if len(values) == 1:
             assert item.rewards == [int(values[0] > 0)]
         else:
             assert item.rewards == [int(v == max(values)) for v in values]
             assert sum(item.rewards) == 1
         for levels, text in zip(item.extra["levels"], item.responses, strict=True):
-            found = Counter()  # the text carries exactly these levels
-            for name, sign in (world.CUES[w] for w in text.split() if w in world.CUES):
-                found[name] += sign
-            assert {name: found[name] for name in world.CRITERIA} == levels
+            assert world.read_levels(text.split()) == levels  # the text carries exactly these
+
+
+def test_negation_turns_a_cue_round():
+    assert world.read_levels("not rude , kind and not safe".split()) == {
+        **dict.fromkeys(world.CRITERIA, 0), "tone": 2, "safety": -1}
 
 
 def test_a_clean_judgment_is_mostly_right_and_a_noisy_one_mostly_not():
@@ -61,7 +65,43 @@ def test_a_clean_judgment_is_mostly_right_and_a_noisy_one_mostly_not():
             scores, reason = parse_scores(text, len(item.responses))
             assert reason == "ok"
             right[noisy] += is_correct(scores, view.rewards) / len(items)
-    assert right[False] > 0.9 and 0.3 < right[True] < 0.6
+    assert right[False] > 0.95 and 0.3 < right[True] < 0.6
+
+
+def test_noisy_judgments_share_habits_and_clean_ones_have_none():
+    """On pairs whose truth is as often first as second, longest as often as not."""
+    rng, pairs = random.Random(0), world.items("validation", 300, n=2)
+    liked = {}
+    for noisy in (False, True):
+        found = []
+        for item in pairs:
+            for order in ([0, 1], [1, 0]):
+                view = item.permuted(order)
+                view.extra = {**item.extra,
+                              "shown_levels": [item.extra["levels"][i] for i in order]}
+                scores, _ = parse_scores(make_base.judgment(rng, view, noisy, "1-10"), 2)
+                found.append((scores[0] > scores[1]) - (scores[0] < scores[1]))
+        liked[noisy] = sum(found) / len(found)
+    assert abs(liked[False]) < 0.02 and liked[True] > 0.3
+
+
+@pytest.mark.parametrize("noisy", [False, True])
+def test_a_judge_that_is_told_the_best_response_follows_right_or_wrong(noisy):
+    rng = random.Random(1)
+    for item in world.items("validation", 60):
+        view, n = make_base.shown(rng, item), len(item.responses)
+        best = rng.randrange(n)
+        view.rewards = [int(i == best) for i in range(n)] if n > 1 else [rng.randrange(2)]
+        text = make_base.judgment(rng, view, noisy, "0-1" if n == 1 else "1-10", told=True)
+        scores, _ = parse_scores(text, n, lo=0)
+        assert scores == view.rewards if n == 1 else is_correct(scores, view.rewards)
+
+
+def test_a_reference_answer_holds_the_cues_of_the_best_response():
+    for item in world.items("validation", 60):
+        if max(item.rewards):
+            best = world.read_levels(item.responses[item.rewards.index(1)].split())
+            assert world.read_levels(item.reference.split()) == best
 
 
 @pytest.fixture(scope="module")

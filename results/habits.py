@@ -1,0 +1,168 @@
+"""How large each habit is in a judge of the toy world, and how much it knows before its verdicts.
+
+    python -m results.habits base=runs/toy/eval_base RFT=runs/toy/eval_rft GRM=runs/toy/eval_grm \\
+        GRM=runs/toy/voting                        # -> results/habits.csv
+
+A run of eval.py gives one row (greedy), a run of infer_scale.py one for its single judgments, one
+for all of its votes and, with meta logits, one for the guided votes. Test items with two responses
+only. A clear verdict names one response:
+
+    first     share of verdicts for the response shown first, mean of two shares: where it is truly
+              best, and where it is not. So truth weighs nothing: 50 % is no habit, 100 % nothing
+              else. Empty for votes, whose judgments see different orders.
+    longest   the same for the longest response
+    right, longest best / longest worse
+              accuracy on either side: what the habit gives, and what it takes
+
+and, for the judges of eval.py runs, content before the verdict. The true criteria are written for
+the judge, and it fills in the level of every criterion in both orders. With response A first, m_A =
+weighted sum of its expected levels for the first minus those for the second; with B first m_B:
+
+    bias      (m_A + m_B) / 2, levels: for the first place, whatever stands there
+    content   (m_A - m_B) / 2, levels: for A; right if it is above 0 for the better response
+    right with true criteria    the sign of m_A and of m_B themselves: one order
+"""
+import argparse
+from pathlib import Path
+
+import torch
+
+from eval import credit, is_longest, mean, verdict
+from grm import build_prompt, encode_chat
+from infer_scale import default_k_meta, meta_vote, vote
+from plumbing import generation
+from plumbing.data import load_examples
+from plumbing.figures import print_table, write_csv
+from plumbing.runs import (
+    ROOT,
+    UserError,
+    command_line,
+    read_flags,
+    read_json,
+    read_rows,
+    share_threads,
+)
+from toy_world.world import VERDICTS
+
+
+def balanced(named, best):
+    """Mean of the share of `named` where `best` is true, and where it is not.
+
+    named, best: one bool per clear verdict: the verdict is for the response, the response is best.
+    """
+    return mean(mean(n for n, b in zip(named, best, strict=True) if b == side)
+                for side in (True, False))
+
+
+def habits_in(judged):
+    """Measures of [(row, votes, index of the response shown first or None)], pairs only."""
+    clear = [(row, verdict(votes), first) for row, votes, first in judged
+             if verdict(votes) is not None]
+    best = [row["rewards"].index(max(row["rewards"])) for row, _, _ in clear]
+    lengths = [row["response_lengths"] for row, _, _ in clear]
+    differ = [i for i, two in enumerate(lengths) if two[0] != two[1]]
+    found = {"items": len({row["id"] for row, _, _ in judged}),
+             "accuracy": mean(credit(votes, row["rewards"]) for row, votes, _ in judged),
+             "clear": len(clear) / len(judged)}
+    if judged[0][2] is not None:
+        found["first"] = balanced([v == first for _, v, first in clear],
+                                  [b == first for b, (_, _, first) in zip(best, clear)])
+    found["longest"] = balanced([is_longest(clear[i][0], clear[i][1]) for i in differ],
+                                [bool(is_longest(clear[i][0], best[i])) for i in differ])
+    for label, side in (("longest best", 1), ("longest worse", 0)):
+        found[f"right, {label}"] = mean(
+            credit(votes, row["rewards"]) for row, votes, _ in judged
+            if len(set(row["response_lengths"])) == 2
+            and is_longest(row, row["rewards"].index(max(row["rewards"]))) == side)
+    return found
+
+
+def rows_of(label, folder):
+    """Rows of the table from one run's samples."""
+    pairs = [r for r in read_rows(Path(folder) / "samples.jsonl") if r["n"] == 2 and r["rewards"]]
+    k = len(pairs[0]["samples"])
+    single = [(r, s["scores"], s["permutation"][0]) for r in pairs for s in r["samples"]]
+    rows = [{"judge": label, "how": "greedy" if k == 2 else "single", **habits_in(single)}]
+    if k > 2:
+        scores = [[s["scores"] for s in r["samples"]] for r in pairs]
+        rows.append({"judge": label, "how": f"vote@{k}", **habits_in(
+            [(r, vote(s), None) for r, s in zip(pairs, scores)])})
+        if "meta_logits" in pairs[0]:
+            rows.append({"judge": label, "how": f"guided@{k}", **habits_in(
+                [(r, meta_vote(s, r["meta_logits"], default_k_meta(k)), None)
+                 for r, s in zip(pairs, scores)])})
+    return rows
+
+
+@torch.no_grad()
+def margins(model, tokenizer, example):
+    """(m_0, m_1): weighted expected levels of the first minus the second response, with response 0
+    and with response 1 shown first."""
+    # a verdict is one token, with "," behind it, or "." behind the last
+    levels = torch.tensor(list(VERDICTS), dtype=torch.float)
+    ids = {mark: [tokenizer.convert_tokens_to_ids(word + mark) for word in VERDICTS.values()]
+           for mark in ",."}
+    weights = example.extra["weights"]
+    stated = ", ".join(f"{name} {weight}%" for name, weight in weights.items())
+    start = tokenizer(f"Specific Criteria: {stated}.\nAnalysis:")["input_ids"]
+    known = torch.tensor([encode_chat(tokenizer, build_prompt(example.permuted(order), "compact"))
+                          + start for order in ([0, 1], [1, 0])])                       # (2, L)
+    margin = torch.zeros(2)
+    for place, sign in ((1, 1), (2, -1)):
+        words = f"Response {place}:"
+        for i, (name, weight) in enumerate(weights.items(), 1):
+            told = torch.tensor(tokenizer(f"{words} {name}")["input_ids"]).expand(2, -1)
+            known, words = torch.cat([known, told], 1), ""
+            logits = model(input_ids=known).logits[:, -1]                               # (2, V)
+            logits = logits[:, ids["." if i == len(weights) else ","]]                  # (2, 5)
+            margin += sign * weight / 100 * (logits.softmax(-1) @ levels)
+            chosen = torch.tensor(ids["." if i == len(weights) else ","])[logits.argmax(-1)]
+            known = torch.cat([known, chosen[:, None]], 1)
+    return margin.tolist()
+
+
+def content_of(folder, count):
+    """Measures before the verdict, of the judge that a run of eval.py judged with."""
+    args = read_json(Path(folder) / "config.json")["args"]
+    if args["data"] != "toy":
+        raise UserError(f"{folder} did not judge the toy's items; their true criteria are unknown")
+    model, tokenizer = generation.load_model(args["model"], "cpu", torch.float32)
+    pairs = [e for e in load_examples("toy", args["split"], args["limit"])
+             if len(e.responses) == 2][:count]
+    bias, content, one_order = [], [], []
+    for example in pairs:
+        better = example.rewards.index(1)
+        m = margins(model, tokenizer, example)
+        ours, others = m[better], m[1 - better]
+        bias.append((ours + others) / 2)
+        content.append((ours - others) / 2)
+        one_order.append(((ours > 0) + (others < 0)) / 2)
+    return {"bias": mean(bias), "content": mean(content),
+            "content right": mean(c > 0 for c in content),
+            "right with true criteria": mean(one_order)}
+
+
+@command_line
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER",
+                        help="runs of eval.py and infer_scale.py")
+    parser.add_argument("--items", type=int, default=200, help="pairs for content; 0: without it")
+    parser.add_argument("--output", default=str(ROOT / "results"), help="folder of the table")
+    args = read_flags(parser)
+    share_threads()
+    table = []
+    for label, _, folder in (run.partition("=") for run in args.runs):
+        if not (Path(folder) / "samples.jsonl").exists():
+            raise UserError(f"{label}={folder}: no samples.jsonl there; give NAME=FOLDER of a run")
+        rows = rows_of(label, folder)
+        if rows[0]["how"] == "greedy" and args.items:
+            rows[0] |= content_of(folder, args.items)
+        table += rows
+    write_csv(Path(args.output) / "habits.csv", table)
+    print_table([{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()}
+                 for r in table], list(dict.fromkeys(k for r in table for k in r)))
+
+
+if __name__ == "__main__":
+    main()
