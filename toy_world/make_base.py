@@ -239,11 +239,13 @@ def make_tokenizer(folder):
 # ----- the base model: pretraining, then damage -----
 
 def lesson(rng, noisy, progress):
-    """One training chat: (messages, answer); progress 0..1: from single responses to lists."""
-    if rng.random() < 0.12:
-        question, answer = general_chat(rng)
+    """One training chat: (messages, answer); progress 0..1: words, single responses, lists."""
+    # Words first, in short cheap chats: a model that did not know them read no text in 400 steps.
+    general = 1 - 0.3 * progress if progress < 0.3 else 0.3 if progress < 0.6 else 0.12
+    if rng.random() < general:
+        question, answer = general_chat(rng, 0 if rng.random() < 0.8 and progress < 0.6 else None)
         return [{"role": "user", "content": question}], answer
-    n = rng.choices(*COUNTS)[0] if rng.random() < 2 * progress else rng.choice([1, 1, 2])
+    n = rng.choices(*COUNTS)[0] if rng.random() < progress - 0.3 else rng.choice([1, 1, 2])
     item = shown(rng, make_item(rng, n=n))
     draw = rng.random()
     rating = "1-10"
@@ -254,6 +256,9 @@ def lesson(rng, noisy, progress):
     principles, hint, reference = True, False, False
     if draw < 0.06:
         principles = False
+    elif progress < 0.6:  # at first every criterion of a text, and no other way to the verdicts
+        named = [(name, 10 if i else 50) for i, name in enumerate(rng.sample(list(CRITERIA), 6))]
+        principles = [", ".join(f"{name} {p}%" for name, p in named) + "."]
     elif draw < 0.12:
         named = noisy_criteria(rng, item.extra["weights"])
         principles = [", ".join(f"{name} {p}%" for name, p in named) + "."]

@@ -179,12 +179,14 @@ def items(split, count, seed=0, domain=None, exclude_domain=None, n=None):
 
 # ----- the general-instruction corpus -----
 
-def general_chat(rng):
+def general_chat(rng, kind=None):
     """One chat of the toy's general-instruction data: words, lists, copying; no judging."""
-    kind = rng.randrange(5)
+    kind = rng.randrange(5) if kind is None else kind
     if kind == 0:
         word = rng.choice(list(CUES))
         name, sign = CUES[word]
+        if rng.random() < NEGATED:
+            word, sign = f"not {word}", -sign
         side = "for" if sign > 0 else "against"
         return f"What does {word} say of a text ?", f"{word} is a word {side} {name} ."
     if kind == 1:
