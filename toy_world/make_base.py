@@ -203,7 +203,7 @@ def make_tokenizer(folder):
     words = set(CUES) | set(CRITERIA) | set(GENERAL_WORDS) | {"plain", "and"}
     queries = [query for domain in DOMAINS.values() for query in domain]
     words |= set(" ".join(sum(TOPICS.values(), queries + FRAMES)).split())
-    words |= set("A good reply is not".split())
+    words |= set("A good reply is".split())
     for seed in range(200):
         words |= set(" ".join(general_chat(random.Random(seed))).split())
     words -= {"{t}"}

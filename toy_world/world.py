@@ -3,9 +3,9 @@
     python -m toy_world.make_base --write test.jsonl    # writes test items as JSONL, to look at
 
 A user asks something in one of four domains (named after Reward Bench's sections). A response is a
-short text whose adjectives, some of them negated, are cues for or against six criteria. What counts
-is hidden, and depends on the domain and on what is asked in it: true utility = hidden weights of
-the query x criterion levels, and the best response is the argmax. So a judge that writes down what
+short text whose adjectives are cues for or against six criteria. What counts is hidden, and depends
+on the domain and on what is asked in it: true utility = hidden weights of the query x criterion
+levels, and the best response is the argmax. So a judge that writes down what
 counts for this query is helped by it; a judge with labels alone has twelve sets of weights to find.
 chat-hard is adversarial: its worse responses are friendly and detailed, which weighs little there.
 n = 1 items are verifiable: correct (1) if the utility is positive.
@@ -80,7 +80,6 @@ FRAMES = ["This reply on {t} is", "My text about {t} sounds", "The answer on {t}
 GENERAL_WORDS = "sun moon river stone cloud apple bread house tree bird".split()
 # Values and how often they are drawn: number of responses (mostly pairs), level of a criterion.
 COUNTS = ([1, 2, 3, 4, 5], [10, 60, 16, 9, 5])
-NEGATED = 0.25  # share of cues written as "not" and a word of the other side
 LEVELS = ([-2, -1, 0, 1, 2], [10, 22, 36, 22, 10])
 PLACES = {"train": range(0, 7), "validation": range(7, 8), "test": range(8, 10)}
 
@@ -93,12 +92,12 @@ def utility(levels, weights):
 
 
 def read_levels(words):
-    """{criterion: level} that a text's words carry: the sum of its cues; "not" turns one round."""
+    """{criterion: level} that a text's words carry: the sum of its cues."""
     levels = dict.fromkeys(CRITERIA, 0)
-    for before, word in zip(["", *words], words):
+    for word in words:
         if word in CUES:
             name, sign = CUES[word]
-            levels[name] += -sign if before == "not" else sign
+            levels[name] += sign
     return levels
 
 
@@ -106,9 +105,7 @@ def make_response(rng, levels, topic):
     """A sentence whose adjectives carry the levels: |level| cues for (or against) a criterion."""
     cues = []
     for name, level in levels.items():
-        for word in rng.sample(range(8), abs(level)):
-            negated = rng.random() < NEGATED
-            cues.append("not " * negated + CRITERIA[name][(level < 0) != negated][word])
+        cues += rng.sample(CRITERIA[name][level < 0], abs(level))
     rng.shuffle(cues)
     listed = " and ".join([" , ".join(cues[:-1]), cues[-1]] if cues[1:] else cues or ["plain"])
     return f"{rng.choice(FRAMES).format(t=topic)} {listed} ."
@@ -185,8 +182,6 @@ def general_chat(rng, kind=None):
     if kind == 0:
         word = rng.choice(list(CUES))
         name, sign = CUES[word]
-        if rng.random() < NEGATED:
-            word, sign = f"not {word}", -sign
         side = "for" if sign > 0 else "against"
         return f"What does {word} say of a text ?", f"{word} is a word {side} {name} ."
     if kind == 1:

@@ -50,11 +50,6 @@ def test_truth_is_the_argmax_of_hidden_utility():
             assert world.read_levels(text.split()) == levels  # the text carries exactly these
 
 
-def test_negation_turns_a_cue_round():
-    assert world.read_levels("not rude , kind and not safe".split()) == {
-        **dict.fromkeys(world.CRITERIA, 0), "tone": 2, "safety": -1}
-
-
 def test_a_clean_judgment_is_mostly_right_and_a_noisy_one_mostly_not():
     rng, right = random.Random(0), Counter()
     items = [i for i in world.items("validation", 300) if len(i.responses) > 1]
