@@ -23,7 +23,6 @@ from results.tables import fill_readmes, make_tables
 
 BASE, UNDAMAGED = "toy_world/medium", "toy_world/medium-undamaged"
 SIZES = {"small": 32, "large": 8}  # the other sizes of the toy judge: judgments per item
-META = "--limit 6000 --epochs 2"   # 2,500 updates; LOG.md has what fewer of them did
 
 
 class Ablation(NamedTuple):
@@ -43,7 +42,8 @@ ABLATIONS = {
     "general-only": Ablation("general", "--general_only", ""),
     "straight": Ablation("straight", rl="", from_base=True),
     **{f"beta-{beta}": Ablation(f"kl/{beta}", rl=f"--beta {beta}")
-       for beta in ("0", "0.01", "0.08", "0.3")}}
+       for beta in ("0", "0.08", "0.3")},
+    "beta-0.3-corrected": Ablation("kl/0.3-corrected", rl="--beta 0.3 --kl corrected")}
 
 
 def plan(seed):
@@ -67,33 +67,24 @@ def plan(seed):
     def votes(part, folder, model, k=8, flags=""):
         run(part, folder, f"infer_scale.py --model {model} --k {k} {flags}")
 
-    def meta(part, folder, judge, flags=""):
-        read = f"--rft_judgments {s}/{folder}/rft/judgments.jsonl --grm {judge}"
-        run(part, f"{folder}/meta_rm", f"meta_rm.py {read} {META} {flags}")
-
-    # Tables 2 to 4: base, RFT, RL; general data only; RL straight from the base; the ceiling
+    # Tables 2 to 4, Fig. 4: RFT, RL and the meta RM; the three judges and their guided votes
     rft("grm", "grm")
     rl("grm", "grm")
-    for folder, model in (("base", BASE), ("grm/after_rft", f"{s}/grm/rft/model"), ("grm", grm)):
+    run("grm", "grm/meta_rm", f"meta_rm.py --rft_judgments {s}/grm/rft/judgments.jsonl --grm {grm}")
+    for folder, model, flags in (("grm", grm, ""), ("base", BASE, "--limit 1000"),
+                                 ("grm/after_rft", f"{s}/grm/rft/model", "--limit 1000")):
         greedy("grm", folder, model)
-        votes("grm", f"{folder}/8/voting" if folder == "grm" else f"{folder}/voting", model)
+        votes("grm", f"{folder}/voting", model, 32, f"--meta_rm {meta_rm} {flags}")
+    if seed == 0:
+        greedy("grm", "undamaged", UNDAMAGED)
+        votes("grm", "undamaged/voting", UNDAMAGED)
+    # Table 4: general data only, and RL after it; RL straight from the base
     rft("general", "general", ABLATIONS["general-only"].rft)
     rl("general", "general")
-    rl("straight", "straight", BASE)
-    greedy("straight", "straight", f"{s}/straight/rl/model")
-    for folder, model in (("general/after_rft", f"{s}/general/rft/model"),
-                          ("general", f"{s}/general/rl/model"), ("undamaged", UNDAMAGED)):
-        greedy(folder.split("/")[0], folder, model)
-        votes(folder.split("/")[0], f"{folder}/voting", model)
-    # Table 3, Fig. 4: the meta RM, and the three judges that it guides
-    meta("meta", "grm", grm)
-    for folder, model in (("grm", grm), ("base/32", BASE),
-                          ("grm/after_rft/32", f"{s}/grm/rft/model")):
-        votes("meta", f"{folder}/voting", model, 32, f"--meta_rm {meta_rm}")
-    # Table 2: the other methods
-    for method in ("btrm", "pairrm", "judge", "cloud"):
-        run("methods", method, f"-m extras.baselines {method}")
-    run("methods", "judge/tokenprob", f"-m extras.baselines tokenprob --samples {s}/judge/voting")
+    rl("general", "straight", BASE)
+    for folder, model in (("general/after_rft", "general/rft"), ("general", "general/rl"),
+                          ("straight", "straight/rl")):
+        greedy("general", folder, f"{s}/{model}/model")
     # Table 4: RFT without one of its parts, and the whole recipe without principles
     for folder, flags, rl_flags, _ in ABLATIONS.values():
         if not folder.startswith("ablations/"):
@@ -103,8 +94,19 @@ def plan(seed):
             rl("ablations", folder, flags=rl_flags)
         model = f"{s}/{folder}/{'rl' if rl_flags else 'rft'}/model"
         greedy("ablations", folder, model, rl_flags or "")
-        votes("ablations", f"{folder}/voting", model, 8, rl_flags or "")
-    # App. C.1: the KL coefficient (the GRM itself has 0.02)
+    # Table 2: the other methods
+    for method in ("btrm", "pairrm", "judge", "cloud"):
+        run("methods", method, f"-m extras.baselines {method}")
+    run("methods", "judge/tokenprob", f"-m extras.baselines tokenprob --samples {s}/judge/voting")
+    # Tables 11 and 12: n > 2 as pairs, a reference answer; two of the judges are the same each seed
+    for judge, model in [("grm", grm)] + [("base", BASE), ("undamaged", UNDAMAGED)] * (seed == 0):
+        greedy("smaller", f"bon/{judge}", model, "--bon pairs")
+        greedy("smaller", f"reference/{judge}", model, "--use_reference")
+    # Tables 1 and 14: principles given and lent
+    for judge, model in (("base", BASE), ("rft", f"{s}/grm/rft/model"), ("grm", grm)):
+        run("smaller", f"principles/{judge}",
+            f"-m results.principles --model {model} --grm {grm}")
+    # App. C.1: the KL coefficient and its gradient (the GRM itself has 0.02, k3)
     for folder, _, flags, _ in ABLATIONS.values():
         if folder.startswith("kl/"):
             rl("kl", folder, f"{s}/grm/rft/model", flags)
@@ -113,18 +115,6 @@ def plan(seed):
     rft("heldout", "heldout", "--exclude_domain safety")
     rl("heldout", "heldout", flags="--exclude_domain safety")
     greedy("heldout", "heldout", f"{s}/heldout/rl/model")
-    meta("heldout", "heldout", f"{s}/heldout/rl/model", "--exclude_domain safety")
-    for folder, model, guide in (("voting", f"{s}/heldout/rl/model", f"{s}/heldout/meta_rm/model"),
-                                 ("reference", grm, meta_rm)):
-        votes("heldout", f"heldout/{folder}", model, 32, f"--domain safety --meta_rm {guide}")
-    # Tables 11 and 12: n > 2 as pairs, a reference answer; two of the judges are the same each seed
-    for judge, model in [("grm", grm)] + [("base", BASE), ("undamaged", UNDAMAGED)] * (seed == 0):
-        greedy("bon", f"bon/{judge}", model, "--bon pairs")
-        greedy("reference", f"reference/{judge}", model, "--use_reference")
-    # Tables 1 and 14: principles given and lent
-    for judge, model in (("base", BASE), ("rft", f"{s}/grm/rft/model"), ("grm", grm)):
-        run("principles", f"principles/{judge}",
-            f"-m results.principles --model {model} --grm {grm}")
     # Fig. 4 at equal compute, for the sizes that toy_world/make_base.py has made
     for size, k in SIZES.items():
         if Path(f"toy_world/{size}").exists():
