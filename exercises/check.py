@@ -352,7 +352,7 @@ def reasoned(count, seed):
     rng, found = random.Random(f"exercise 12/{seed}"), []
     for number in range(count):
         item = world.make_item(rng, n=2)
-        weights = item.extra.get("weights") or world.DOMAINS[item.domain]
+        weights = item.extra["weights"]
         heaviest, lightest = max(weights, key=weights.get), min(weights, key=weights.get)
         named, levels = dict(weights), [dict(truth) for truth in item.extra["levels"]]
         principles, critique, weighed = (rng.random() < share for share in (0.6, 0.4, 0.6))

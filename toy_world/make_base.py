@@ -28,7 +28,6 @@ from plumbing import runs
 from plumbing.generation import encode_chat
 from plumbing.judge import DEFAULTS
 from toy_world.world import (
-    COUNTS,
     CRITERIA,
     CUES,
     DOMAINS,
@@ -245,7 +244,8 @@ def lesson(rng, noisy, progress):
     if rng.random() < general:
         question, answer = general_chat(rng, 0 if rng.random() < 0.8 and progress < 0.6 else None)
         return [{"role": "user", "content": question}], answer
-    n = rng.choices(*COUNTS)[0] if rng.random() < progress - 0.3 else rng.choice([1, 1, 2])
+    lists = rng.choices([1, 2, 3, 4, 5], [10, 40, 20, 15, 15])[0]  # more than items have: harder
+    n = lists if rng.random() < progress - 0.3 else rng.choice([1, 1, 2])
     item = shown(rng, make_item(rng, n=n))
     draw = rng.random()
     rating = "1-10"
@@ -262,9 +262,9 @@ def lesson(rng, noisy, progress):
     elif draw < 0.12:
         named = noisy_criteria(rng, item.extra["weights"])
         principles = [", ".join(f"{name} {p}%" for name, p in named) + "."]
-    elif draw < 0.22:
+    elif draw < 0.26:
         reference = True
-    elif draw < 0.34:
+    elif draw < 0.36:
         hint = True
     if (hint or reference) and rng.random() < 0.5:
         # Told wrongly, half of the time: a judge that is right anyway has nothing to learn from it.
@@ -363,7 +363,7 @@ def main():
                         help="small 0.2M, medium 0.6M, large 2.2M parameters")
     parser.add_argument("--output", default=str(runs.ROOT / "toy_world"),
                         help="folder for the model folders")
-    parser.add_argument("--steps", type=int, default=2500, help="pretraining steps of 64 chats")
+    parser.add_argument("--steps", type=int, default=4500, help="pretraining steps of 64 chats")
     parser.add_argument("--damage_steps", type=int, default=300,
                         help="steps of 64 chats on noisy judgments")
     parser.add_argument("--seed", type=int, default=0, help="of weights and lessons")

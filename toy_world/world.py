@@ -112,7 +112,7 @@ def make_response(rng, levels, topic):
 
 
 def make_reference(rng, responses, rewards, weights):
-    """A reference answer: the cues of the best response, in another order.
+    """A reference answer: the cues of the best response.
 
     Of a single response that is not correct: words for what counts.
     """
@@ -121,7 +121,6 @@ def make_reference(rng, responses, rewards, weights):
         cues = re.split(" , | and ", " ".join(best.split()[5:-1]))
     else:
         cues = [rng.choice(CRITERIA[name][0]) for name, weight in weights.items() if weight >= 20]
-    rng.shuffle(cues)
     return f"A good reply is {' and '.join(cues)} ."
 
 
