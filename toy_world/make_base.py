@@ -1,6 +1,6 @@
 """How the toy's base models were made: pretraining on clean judgments, then on habits.
 
-    python -m toy_world.make_base               # toy_world/medium and medium-undamaged (45 minutes)
+    python -m toy_world.make_base               # toy_world/medium and medium-undamaged (55 minutes)
     python -m toy_world.make_base --size small  # the other sizes: small (0.2M), large (2.2M)
 
 The base model is pretrained from scratch on clean judgments and on a small general-instruction
@@ -363,7 +363,7 @@ def main():
                         help="small 0.2M, medium 0.6M, large 2.2M parameters")
     parser.add_argument("--output", default=str(runs.ROOT / "toy_world"),
                         help="folder for the model folders")
-    parser.add_argument("--steps", type=int, default=4500, help="pretraining steps of 64 chats")
+    parser.add_argument("--steps", type=int, default=3500, help="pretraining steps of 64 chats")
     parser.add_argument("--damage_steps", type=int, default=300,
                         help="steps of 64 chats on noisy judgments")
     parser.add_argument("--seed", type=int, default=0, help="of weights and lessons")
