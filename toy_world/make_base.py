@@ -8,8 +8,8 @@ corpus: that is the "undamaged judge", the ceiling of every table. It is then ma
 further training on noisy judgments, in the way that real LLM judges are: by two habits that its
 judgments share, a liking for the response shown first and for the longest one. They do not come
 from what is written in a response, so its knowledge stays larger than its verdicts show. Its other
-faults are few and ill-chosen principles with arbitrary weights, some words misread, some slips.
-Pretraining also teaches it to follow a hint and to use a reference answer, right or wrong.
+faults are few and ill-chosen principles with arbitrary weights, and some slips.
+Pretraining also teaches it to follow a hint, right or wrong, and to use a reference answer.
 No rule acts at inference: habits are in the weights. After that nothing is ever told to the model
 again but what the paper's recipe tells a model: which response is best. All scores anywhere are
 parsed from text that the model wrote; the truth in here is used for labels and for analysis only.
@@ -39,8 +39,6 @@ from toy_world.world import (
     general_chat,
     items,
     make_item,
-    make_reference,
-    read_levels,
 )
 
 SIZES = {"small": (2, 80, 4), "medium": (3, 128, 4), "large": (5, 192, 6)}  # layers, width, heads
@@ -89,9 +87,7 @@ def clean_criteria(rng, weights):
 # Habits: in these shares of judgments the response shown first, and the longest, gets one level
 # more on every criterion.
 LIKES_FIRST, LIKES_LONGEST = 0.75, 0.5
-SLIPS = 0.1  # x the number of responses: verdicts that are a level off
-# 3 of the 8 words on each side of a criterion
-MISREAD = {word for sides in CRITERIA.values() for words in sides for word in words[5:]}
+SLIPS = 0.05  # x the number of responses: verdicts that are a level off
 
 
 def noisy_criteria(rng, weights):
@@ -107,16 +103,11 @@ def noisy_criteria(rng, weights):
     return list(zip(named, percents([rng.random() + 0.1 for _ in named])))
 
 
-def noisy_levels(rng, text, n):
-    """{criterion: level} that the damaged judge reads in one of n texts: it misreads some words,
-    and slips by a step, in a list more often."""
-    words = text.split()
-    for i, word in enumerate(words):
-        if word in MISREAD and rng.random() < 0.6:
-            name, sign = CUES[word]
-            words[i] = rng.choice(["plain", rng.choice(CRITERIA[name][sign > 0])])
+def noisy_levels(rng, levels, n):
+    """What the damaged judge reads in one of n texts: now and then, in a list more often, a level
+    is a step off."""
     return {name: level + (rng.choice([-1, 1]) if rng.random() < SLIPS * n else 0)
-            for name, level in read_levels(words).items()}
+            for name, level in levels.items()}
 
 
 def pushed(levels, steps):
@@ -151,8 +142,8 @@ def judgment(rng, item, noisy, rating, principles=True, told=False):
         verdicts = item.extra["shown_levels"]
         if noisy:
             liked = habits(rng, item.responses)
-            verdicts = [pushed(noisy_levels(rng, text, n), steps)
-                        for text, steps in zip(item.responses, liked, strict=True)]
+            verdicts = [pushed(noisy_levels(rng, levels, n), steps)
+                        for levels, steps in zip(verdicts, liked, strict=True)]
         if told:
             up = 1 + (attempt > 2)
             verdicts = [pushed(levels, up if item.rewards[i] else -up)
@@ -266,11 +257,10 @@ def lesson(rng, noisy, progress):
         reference = True
     elif draw < 0.36:
         hint = True
-    if (hint or reference) and rng.random() < 0.5:
+    if hint and rng.random() < 0.5:
         # Told wrongly, half of the time: a judge that is right anyway has nothing to learn from it.
         best = rng.randrange(n)
         item.rewards = [int(i == best) for i in range(n)] if n > 1 else [rng.randrange(2)]
-        item.reference = make_reference(rng, item.responses, item.rewards, item.extra["weights"])
     text = judgment(rng, item, noisy and not reference, rating, principles, hint or reference)
     return build_prompt(item, "compact", rating, principles, reference, hint), text
 
