@@ -214,7 +214,7 @@ def read_arguments():
                         help="the judge to be guided; '' to leave its judgments out")
     parser.add_argument("--data", default="toy", help=DATA_HELP)
     parser.add_argument("--exclude_domain", help="hold one domain out (generalisation run)")
-    parser.add_argument("--limit", type=int, default=3000,
+    parser.add_argument("--limit", type=int, default=5000,
                         help="items (those of spct_rft.py, or more)")
     parser.add_argument("--output", default="runs/toy/meta_rm", help="run folder")
     parser.add_argument("--seed", type=int, default=0, help="data order, sampling, head")

@@ -186,7 +186,7 @@ def read_arguments():
     parser.add_argument("--prompts_per_step", type=int, default=64,
                         help="items per step on all processes (paper: 512 / G)")
     parser.add_argument("--G", type=int, default=4, help="judgments per item (paper: 4)")
-    parser.add_argument("--steps", type=int, default=60, help="steps (paper: 900)")
+    parser.add_argument("--steps", type=int, default=40, help="steps (paper: 900)")
     parser.add_argument("--temperature", type=float, default=1.0,
                         help="of the rollouts (paper: not stated)")
     parser.add_argument("--rating", choices=["train", "best"],
