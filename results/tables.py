@@ -144,6 +144,8 @@ def difference(a, b, auc):
         return paired_ci([x[i] for i in common], [y[i] for i in common])
     common = [i for i in a.labels if i in b.labels]
     (labels, x), (_, y) = scores_of(a, common), scores_of(b, common)
+    if len(set(labels)) < 2:  # no area under a curve, however often items are drawn
+        return math.nan, math.nan
     rng, gains = np.random.default_rng(0), []
     while len(gains) < 1000:
         drawn = rng.integers(len(labels), size=len(labels))
@@ -323,17 +325,22 @@ def claim_lines(tables):
 
 
 def table_lines(name, rows):
+    """The table in Markdown; rows without a run on record are named below it."""
     value, lines, more = next(v for v in VALUES if v in rows[0]), [], MORE.get(name, {})
     scale, unit = (1, "tokens") if value == "tokens" else (100, "points")
+    # the others are in the CSV file and the figure
+    rows = [r for r in rows if not re.search(r"@(2|4|16)$", r["measure"])
+            and not r["row"].endswith(("guided @1", "random @1"))]
     for r in rows:
-        if re.search(r"@(2|4|16)$", r["measure"]) or r["row"].endswith(("guided @1", "random @1")):
-            continue  # in the CSV file and the figure
         ends = [percent(r[end], "", scale) for end in ("low", "high")]
         compared = interval(r, scale)
         compared += f" ({r['against']})" if compared else ""
-        lines.append([r["row"], percent(r[value], "", scale), " - ".join(filter(None, ends)),
-                      r["seeds"], compared, r["paper"], r["verdict"],
-                      *[f"{r[c]:,.0f}" if c == "mflops" and c in r else percent(r.get(c, ""))
-                        for c in more]])
-    return markdown(["", VALUES[value], "95 % interval", "per seed", f"difference, {unit}",
-                     "paper", "verdict", *more.values()], lines)
+        if r["commit"]:
+            lines.append([r["row"], percent(r[value], "", scale), " - ".join(filter(None, ends)),
+                          r["seeds"], compared, r["paper"], r["verdict"],
+                          *[f"{r[c]:,.0f}" if c == "mflops" and c in r else percent(r.get(c, ""))
+                            for c in more]])
+    missing = "; ".join(r["row"] for r in rows if not r["commit"])
+    table = markdown(["", VALUES[value], "95 % interval", "per seed", f"difference, {unit}",
+                      "paper", "verdict", *more.values()], lines) if lines else []
+    return table + ([""] * bool(lines) + [f"Not run yet: {missing}."] if missing else [])

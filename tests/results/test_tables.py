@@ -37,17 +37,17 @@ def drawn_rows(k, seed=0, points=True, meta=False, count=40):
     """Rows of samples.jsonl: lists of 1 to 3 responses, some judgments unparsed."""
     rng, rows = random.Random(seed), []
     for i in range(count):
-        n, samples = rng.choice([1, 2, 2, 3]), []
-        rewards = [rng.randint(0, 1)] if n == 1 else [int(j == i % n) for j in range(n)]
+        n, samples = random.Random(i).choice([1, 2, 2, 3]), []  # the items are the same for all
+        rewards = [i // 2 % 2] if n == 1 else [int(j == i % n) for j in range(n)]
         for _ in range(k):
             scores = [rng.randint(1, 10) if points else rng.gauss(0, 0.02) for _ in range(n)]
             scores = None if rng.random() < 0.1 else scores
             samples.append({"permutation": rng.sample(range(n), n), "scores": scores,
                             "reason": "ok" if scores else "no_box", "text": "long",
                             "prompt_tokens": 50 + i, "tokens": rng.randint(9, 30)})
-        rows.append({"id": f"x-{i}", "domain": rng.choice(list(tables.DOMAINS)), "rewards": rewards,
+        rows.append({"id": f"x-{i}", "domain": list(tables.DOMAINS)[i % 4], "rewards": rewards,
                      "n": n, "cluster": None, "samples": samples,
-                     "response_lengths": [rng.randint(5, 99) for _ in range(n)],
+                     "response_lengths": [5 + i + j for j in range(n)],
                      "votes": vote([s["scores"] for s in samples])})
         if meta:
             rows[-1]["meta_logits"] = [s["scores"] and rng.gauss(2, 1) for s in samples]
@@ -122,7 +122,7 @@ def test_stages_inside_a_run_items_of_several_runs_and_unfinished_runs(put):
     folder = put("cloud", drawn_rows(2))  # a baseline keeps a greedy stage inside, without a config
     (folder / "greedy").mkdir()
     (folder / "greedy" / "samples.jsonl").write_text(
-        "".join(json.dumps(r) + "\n" for r in drawn_rows(1)))
+        "".join(json.dumps(r) + "\n" for r in drawn_rows(1, count=30)))
     put("other/greedy", drawn_rows(2))
     (put("unfinished", drawn_rows(2)) / ".finished").unlink()
     records.record_finished(0)
@@ -310,3 +310,14 @@ def test_rows_compare_with_rows_of_their_table():
         labels = [row[0] for row in rows]
         assert len(labels) == len(set(labels)), name
         assert {row[4] for row in rows if len(row) > 4} <= set(labels) | {""}, name
+
+
+def test_rows_without_a_run_are_named_below_the_table(put):
+    put("base/greedy", right_and_wrong(0, 0, 0, 1))
+    records.record_finished(0)
+    made = tables.make_tables((0,), ("training", "compute"))
+    lines = tables.table_lines("training", made["training"])
+    assert len([line for line in lines if line.startswith("| ")]) == 3  # head, rule, the base
+    assert lines[-1].startswith("Not run yet: GRM-RFT, greedy; GRM, greedy; general data only")
+    [line] = tables.table_lines("compute", made["compute"])
+    assert line.startswith("Not run yet: small, greedy; small, Voting@1; small, Voting@8; ")
