@@ -1,7 +1,10 @@
 """The figures of results/, from the tables and records: scaling.png, compute.png, fig4.png (beside
-the paper's), rl_training.png. plumbing/figures.py has the looks that all figures share.
+the paper's), rl_training.png, reasons.png, guidance.png. plumbing/figures.py has the looks that all
+figures share.
 """
 from pathlib import Path
+
+import numpy as np
 
 from plumbing.figures import (
     GUIDED,
@@ -25,6 +28,8 @@ SHADES = {"small": ("#4d8fc4", ":"), "medium": (LOOKS["vote"].colour, "-"),
 STARTS = {"grm": ("RL from RFT", LOOKS["GRM"]),
           "general": ("RL from general data", LOOKS["oracle"]),
           "straight": ("RL from the base", LOOKS["base"])}
+
+JUDGES = {"base": LOOKS["base"], "GRM-RFT": LOOKS["RFT"], "GRM": LOOKS["GRM"]}
 
 
 def draw(tables, folder=Path("results")):
@@ -144,3 +149,74 @@ def draw_training(path):
     write_csv(path.with_suffix(".csv"), rows)
     if groups:
         draw_courses(groups, path)
+
+
+def draw_reasons(rows, measures, path):
+    """Shares of judgments with true reasons, and what the meta RM's choice changes (reasons.py)."""
+    figure, panels = new_figure((12, 5.2), columns=2)
+    named = {r["row"]: r for r in rows}
+    for j, (judge, look) in enumerate(JUDGES.items()):
+        for side, shift, fill in (("correct", 0, look.colour), ("incorrect", 0.1, "white")):
+            for axes, label in zip(panels, (f"{judge}, sampled, {side}",
+                                            f"{judge}, {side}, votes - left out"), strict=True):
+                row = named.get(label, {})
+                drawn = [i for i, m in enumerate(measures) if row.get(m) is not None]
+                draw_points(axes, [i + 0.25 * (j - 1) + shift for i in drawn], [
+                    [row[measures[i] + end] for end in ("", " low", " high")] for i in drawn],
+                    look, fill, f"{judge}, {side}")
+    for axes, title in zip(panels, ("share of judgments, %", "those that vote - those left out"),
+                           strict=True):
+        axes.set_xticks(range(len(measures)), [m.replace(" ", "\n") for m in measures])
+        axes.set_ylabel(title)
+    panels[1].axhline(0, color="0.3", lw=1)
+    panels[0].legend(fontsize=10, frameon=False)
+    right, wrong, votes = (named.get(f"GRM, {x}", {}) for x in (
+        "sampled, correct", "sampled, incorrect", "correct, votes - left out"))
+    told = ""
+    if None not in (right.get("all three"), wrong.get("all three"), votes.get("all three")):
+        does = verb(*(votes[f"all three {end}"] for end in ("low", "high")), (
+            "more often", "less often", "as often"))
+        told = (f"Reasons are true in {100 * right['all three']:.1f} % of the GRM's correct "
+                f"judgments, in {100 * wrong['all three']:.1f} % of its incorrect ones; and {does} "
+                "in correct ones that the meta RM lets vote")
+    save_figure(figure, path, told, "Filled: correct judgments; hollow: incorrect ones. Right: "
+                "points, on the same items and seeds. Toy world; 95 % intervals over items.")
+
+
+def draw_guidance(rows, predictor, path):
+    """The gain of guidance against what predicts it best, and against k_meta (guidance.py)."""
+    figure, (left, right) = new_figure((13, 5.6), columns=2)
+    for k, fill in ((8, "white"), (32, LOOKS["guided"].colour)):
+        draw_points(left, [100 * r[predictor] for r in rows],
+                    [[r[f"{end}@{k}"] for end in ("gain", "low", "high")] for r in rows],
+                    LOOKS["guided"], fill, f"k = {k}")
+    for r in rows:
+        left.annotate(r["point"], (100 * r[predictor], 100 * r["gain@32"]), xytext=(6, 4),
+                      textcoords="offset points", fontsize=8)
+        swept = {int(c.split()[1]): 100 * (v - r["vote@32"]) for c, v in r.items()
+                 if c.startswith("k_meta ")}
+        if swept:
+            [line] = right.plot(list(swept), list(swept.values()), "o-", ms=3, label=r["point"])
+            right.plot([r["best k_meta"]], [swept[r["best k_meta"]]], "*", ms=12,
+                       color=line.get_color())
+    left.margins(x=0.12)  # room for the names of the points
+    left.set_xlabel(f"{predictor}, %")
+    left.set_ylabel("guided - plain votes, points")
+    left.legend(fontsize=10, frameon=False)
+    right.set_xlabel("k_meta: judgments of 32 that vote")
+    right.set_ylabel("gain over all 32 votes, points")
+    right.axvline(16, color="0.5", lw=1, ls=":")
+    right.legend(fontsize=8, frameon=False)
+    for axes in (left, right):
+        axes.axhline(0, color="0.3", lw=1)
+    save_figure(figure, path, f"What predicts the gain of guidance best: {predictor}",
+                "A point is a judge and its meta RM. Star: the best k_meta; dotted: the paper's "
+                "k/2. 95 % intervals over items.")
+
+
+def draw_points(axes, x, points, look, fill, label):
+    """Fractions (value, low, high) as percent, with their intervals."""
+    if points:
+        value, low, high = (100 * np.array(column) for column in zip(*points, strict=True))
+        axes.errorbar(x, value, [value - low, high - value], fmt=look.marker, ms=7, capsize=2,
+                      lw=1.2, color=look.colour, mfc=fill, label=label)

@@ -4,8 +4,9 @@
     the items that it judged      ->   results/runs/items-<hash>.json.gz, once for all such runs
 
 A record holds command, commit and seconds, and of every judgment its scores, reason, tokens, order
-and meta logit. `load` gives the rows of samples.jsonl back, without texts, and without the orders
-of votes, which follow from the seed. Scalar scores have four decimals. Same run, same bytes.
+and meta logit; of the toy's also what is true of its reasons (toy_world/truth.py). `load` gives the
+rows of samples.jsonl back, without texts, and without the orders of votes, which follow from the
+seed. Scalar scores have four decimals. Same run, same bytes.
 """
 import functools
 import gzip
@@ -17,7 +18,9 @@ import threading
 from pathlib import Path
 
 from eval import mean
+from plumbing.data import load_examples
 from plumbing.runs import read_json, read_rows
+from toy_world.truth import truth_of, write_truth
 
 RUNS, RECORDS = Path("runs/results"), Path("results/runs")
 ITEM = ("id", "domain", "n", "rewards", "response_lengths", "cluster", "subset", "of")
@@ -71,8 +74,14 @@ def record(folder, orders=False, items=None):
     if rows and "samples" in rows[0]:  # RL keeps a few judgments under this name too
         config = next(f / "config.json" for f in (folder, folder.parent)
                       if (f / "config.json").exists())
+        args = read_json(config)["args"]
         found |= record_samples(rows, orders, items)
-        found["parameters"] = parameters(read_json(config)["args"].get("model"))
+        found["parameters"] = parameters(args.get("model"))
+        if {"data": "toy", "rating": "1-10", "bon": None}.items() <= args.items():
+            known = load_examples("toy", args["split"], args["limit"], domain=args.get("domain"))
+            found["truth"] = ["".join(
+                write_truth(truth_of(s["text"], item, s["permutation"], s["scores"]))
+                for s in row["samples"]) for item, row in zip(known, rows, strict=True)]
     return found
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plumbing.runs import ROOT, command_line, git_commit
+from results import guidance, reasons
 from results.figures import draw
 from results.records import RUNS, record_finished, seeds_on_record
 from results.tables import fill_readmes, make_tables
@@ -115,6 +116,15 @@ def plan(seed):
     rft("heldout", "heldout", "--exclude_domain safety")
     rl("heldout", "heldout", flags="--exclude_domain safety")
     greedy("heldout", "heldout", f"{s}/heldout/rl/model")
+    # Not in the paper: when guidance pays. A judge in the middle of RL, meta RMs of other data
+    rl("guidance", "guidance/rl-10", f"{s}/grm/rft/model", "--steps 10")
+    votes("guidance", "guidance/rl-10/voting", f"{s}/guidance/rl-10/rl/model", 32,
+          f"--limit 400 --meta_rm {meta_rm}")
+    for name, flags in (("meta-2000", "--epochs 0.25"), ("meta-16000", "--epochs 2")):
+        run("guidance", f"guidance/{name}/meta_rm", "meta_rm.py --rft_judgments "
+            f"{s}/grm/rft/judgments.jsonl --grm {grm} {flags}")
+        votes("guidance", f"guidance/{name}/voting", grm, 32,
+              f"--limit 400 --meta_rm {s}/guidance/{name}/meta_rm/model")
     # Fig. 4 at equal compute, for the sizes that toy_world/make_base.py has made
     for size, k in SIZES.items():
         if Path(f"toy_world/{size}").exists():
@@ -164,6 +174,8 @@ def main():
     tables = make_tables(seeds_on_record())  # also those of other machines and days
     draw(tables)
     fill_readmes(tables)
+    reasons.make(seeds_on_record())
+    guidance.make(seeds_on_record())
 
 
 if __name__ == "__main__":

@@ -285,9 +285,14 @@ def fill_readmes(tables):
     demo = ["```", *summary_lines(read_json(ROOT / "results" / "demo.json")), "```"]
     lines = {"claims": claim_lines(tables), "demo": demo} | {
         f"table {name}": table_lines(name, rows) for name, rows in tables.items()}
+    fill(lines)
+
+
+def fill(blocks):
+    """Write the lines of every block between its markers, where a README has them."""
     for path in (Path("README.md"), Path("results/README.md")):
         text = path.read_text(encoding="utf-8")
-        for name, block in lines.items():
+        for name, block in blocks.items():
             mark = f"<!-- {name} -->"
             whole = "\n".join([mark, *block, "<!-- end -->"])
             text = re.sub(f"{mark}.*?<!-- end -->", lambda _, w=whole: w, text, flags=re.S)

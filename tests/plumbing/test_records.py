@@ -21,7 +21,8 @@ NAN, INF = float("nan"), float("inf")
 
 @pytest.mark.parametrize("name", sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
-    for folder in ("", "plumbing", "toy_world", "extras") for path in (ROOT / folder).glob("*.py")
+    for folder in ("", "plumbing", "toy_world", "extras", "results")
+    for path in (ROOT / folder).glob("*.py")
     if ">>> " in path.read_text(encoding="utf-8")))
 def test_doctests(name):
     failed, tried = doctest.testmod(importlib.import_module(name))
