@@ -164,12 +164,12 @@ def draw_reasons(rows, measures, path):
                 draw_points(axes, [i + 0.25 * (j - 1) + shift for i in drawn], [
                     [row[measures[i] + end] for end in ("", " low", " high")] for i in drawn],
                     look, fill, f"{judge}, {side}")
-    for axes, title in zip(panels, ("share of judgments, %", "those that vote - those left out"),
-                           strict=True):
+    sides = ("share of judgments, %", "judgments that vote - left out, points")
+    for axes, title in zip(panels, sides, strict=True):
         axes.set_xticks(range(len(measures)), [m.replace(" ", "\n") for m in measures])
         axes.set_ylabel(title)
     panels[1].axhline(0, color="0.3", lw=1)
-    panels[0].legend(fontsize=10, frameon=False)
+    panels[0].legend(fontsize=9, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
     right, wrong, votes = (named.get(f"GRM, {x}", {}) for x in (
         "sampled, correct", "sampled, incorrect", "correct, votes - left out"))
     told = ""
@@ -180,41 +180,45 @@ def draw_reasons(rows, measures, path):
                 f"judgments, in {100 * wrong['all three']:.1f} % of its incorrect ones; and {does} "
                 "in correct ones that the meta RM lets vote")
     save_figure(figure, path, told, "Filled: correct judgments; hollow: incorrect ones. Right: "
-                "points, on the same items and seeds. Toy world; 95 % intervals over items.")
+                "on the same items and seeds. Toy world; 95 % intervals over items.")
 
 
 def draw_guidance(rows, predictor, path):
     """The gain of guidance against what predicts it best, and against k_meta (guidance.py)."""
     figure, (left, right) = new_figure((13, 5.6), columns=2)
-    for k, fill in ((8, "white"), (32, LOOKS["guided"].colour)):
-        draw_points(left, [100 * r[predictor] for r in rows],
-                    [[r[f"{end}@{k}"] for end in ("gain", "low", "high")] for r in rows],
-                    LOOKS["guided"], fill, f"k = {k}")
+    numbers = {}  # of the judges; "e" after it: even votes
+    labels, colours = [], [look.colour for look in LOOKS.values()]
     for r in rows:
-        left.annotate(r["point"], (100 * r[predictor], 100 * r["gain@32"]), xytext=(6, 4),
-                      textcoords="offset points", fontsize=8)
+        name, even, _ = r["point"].partition(", even")
+        i = numbers.setdefault(name, len(numbers) + 1)
+        look = LOOKS["even" if even else "guided"]._replace(colour=colours[(i - 1) % len(colours)])
+        for k, fill in ((8, "white"), (32, look.colour)):
+            draw_points(left, [100 * r[predictor]],
+                        [[r[f"{end}@{k}"] for end in ("gain", "low", "high")]], look, fill)
+        left.annotate(f"{i}e" if even else str(i), (100 * r[predictor], 100 * r["gain@32"]),
+                      xytext=(6, 4), textcoords="offset points", fontsize=11, color=look.colour)
         swept = {int(c.split()[1]): 100 * (v - r["vote@32"]) for c, v in r.items()
                  if c.startswith("k_meta ")}
         if swept:
-            [line] = right.plot(list(swept), list(swept.values()), "o-", ms=3, label=r["point"])
+            right.plot(list(swept), list(swept.values()), "o-", ms=3, color=look.colour)
             right.plot([r["best k_meta"]], [swept[r["best k_meta"]]], "*", ms=12,
-                       color=line.get_color())
-    left.margins(x=0.12)  # room for the names of the points
+                       color=look.colour)
+            labels.append((list(swept.values())[-1], f"{i} {name}", look.colour))
     left.set_xlabel(f"{predictor}, %")
     left.set_ylabel("guided - plain votes, points")
-    left.legend(fontsize=10, frameon=False)
     right.set_xlabel("k_meta: judgments of 32 that vote")
     right.set_ylabel("gain over all 32 votes, points")
     right.axvline(16, color="0.5", lw=1, ls=":")
-    right.legend(fontsize=8, frameon=False)
     for axes in (left, right):
         axes.axhline(0, color="0.3", lw=1)
+    label_ends(right, labels)
     save_figure(figure, path, f"What predicts the gain of guidance best: {predictor}",
-                "A point is a judge and its meta RM. Star: the best k_meta; dotted: the paper's "
-                "k/2. 95 % intervals over items.")
+                "A number is a judge and its meta RM; e: every response first equally often. "
+                "Filled: k = 32; hollow: k = 8. Star: the best k_meta; dotted: the paper's k/2. "
+                "95 % intervals over items.")
 
 
-def draw_points(axes, x, points, look, fill, label):
+def draw_points(axes, x, points, look, fill, label=None):
     """Fractions (value, low, high) as percent, with their intervals."""
     if points:
         value, low, high = (100 * np.array(column) for column in zip(*points, strict=True))
