@@ -29,7 +29,8 @@ STARTS = {"grm": ("RL from RFT", LOOKS["GRM"]),
           "general": ("RL from general data", LOOKS["oracle"]),
           "straight": ("RL from the base", LOOKS["base"])}
 
-JUDGES = {"base": LOOKS["base"], "GRM-RFT": LOOKS["RFT"], "GRM": LOOKS["GRM"]}
+JUDGES = {"base": LOOKS["base"], "GRM-RFT": LOOKS["RFT"], "GRM": LOOKS["GRM"],
+          "undamaged judge": LOOKS["oracle"]}
 
 
 def draw(tables, folder=Path("results")):
@@ -153,15 +154,15 @@ def draw_training(path):
 
 def draw_reasons(rows, measures, path):
     """Shares of judgments with true reasons, and what the meta RM's choice changes (reasons.py)."""
-    figure, panels = new_figure((12, 5.2), columns=2)
+    figure, panels = new_figure((14.5, 5.2), columns=2)
     named = {r["row"]: r for r in rows}
     for j, (judge, look) in enumerate(JUDGES.items()):
-        for side, shift, fill in (("correct", 0, look.colour), ("incorrect", 0.1, "white")):
+        for side, shift, fill in (("correct", 0, look.colour), ("incorrect", 0.08, "white")):
             for axes, label in zip(panels, (f"{judge}, sampled, {side}",
                                             f"{judge}, {side}, votes - left out"), strict=True):
                 row = named.get(label, {})
                 drawn = [i for i, m in enumerate(measures) if row.get(m) is not None]
-                draw_points(axes, [i + 0.25 * (j - 1) + shift for i in drawn], [
+                draw_points(axes, [i + 0.2 * (j - 1.7) + shift for i in drawn], [
                     [row[measures[i] + end] for end in ("", " low", " high")] for i in drawn],
                     look, fill, f"{judge}, {side}")
     sides = ("share of judgments, %", "judgments that vote - left out, points")
@@ -169,7 +170,7 @@ def draw_reasons(rows, measures, path):
         axes.set_xticks(range(len(measures)), [m.replace(" ", "\n") for m in measures])
         axes.set_ylabel(title)
     panels[1].axhline(0, color="0.3", lw=1)
-    panels[0].legend(fontsize=9, frameon=False, ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
+    panels[0].legend(fontsize=9, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     right, wrong, votes = (named.get(f"GRM, {x}", {}) for x in (
         "sampled, correct", "sampled, incorrect", "correct, votes - left out"))
     told = ""

@@ -7,20 +7,27 @@ so the reasons of a judgment can be graded too (toy_world/truth.py). Test items 
 judgments; correct: Eq. 10. Measures, shares of judgments:
 
     names what counts   no criterion of weight 0, and at least two thirds of the query's weight
+    weighs rightly      and every stated weight is within rounding of the true share of those named
     reads rightly       every verdict is the level that the response in that place has
-    weighs rightly      every stated weight is within rounding of the true share of those named
     all three           the reasons are true
     scores follow       criteria, weights and verdicts have the same response on top as the scores
-    verdicts right      share of verdicts, not of judgments
+
+and, as few judgments are true in every word, means over judgments of what is true in them:
+
+    weight placed       of the weight that it states, the part that lies where the truth has it
+    verdicts right      of its verdicts
+    order right         of its pairs of responses under one criterion: better, same or worse
 
 Rows: correct judgments; incorrect ones, which say what chance gives; of each those that the meta RM
 lets vote (the half of an item's 32 with the highest logits) and those that it leaves out. A row
 "a - b" is the difference on the same items and seeds: n and difficulty cancel. A row "ROC-AUC
 within items" asks whether the meta logit ranks a correct judgment above an incorrect one (column
-`correct`), and among the correct ones of an item one that has the measure above one that has not.
+`correct`), and among the correct ones of an item one that is above their mean in a measure above
+one that is not.
 Intervals: 95 % bootstrap over items, all seeds together.
 """
 import argparse
+import math
 import os
 import re
 from collections import defaultdict
@@ -37,18 +44,20 @@ from plumbing.runs import ROOT, command_line
 from results.figures import draw_reasons
 from results.records import load, seeds_on_record
 from results.tables import fill, markdown
-from toy_world.truth import Truth, read_truth
+from toy_world.truth import WIDTH, read_truth
 
-JUDGES = {"base": "base", "GRM-RFT": "grm/after_rft", "GRM": "grm"}  # their folders on record
+JUDGES = {"base": "base", "GRM-RFT": "grm/after_rft", "GRM": "grm",  # their folders on record
+          "undamaged judge": "undamaged"}  # the ceiling, without meta logits
 MEASURES = {
     "names what counts": lambda t, n: t.only and t.most,
-    "reads rightly": lambda t, n: t.reads,
     "weighs rightly": lambda t, n: t.weighs,
-    "all three": lambda t, n: t.only and t.most and t.reads and t.weighs,
+    "reads rightly": lambda t, n: t.reads,
+    "all three": lambda t, n: t.weighs and t.reads,
     "scores follow": lambda t, n: t.agrees,
-    "verdicts right": lambda t, n: 1 - t.wrong / (t.named * n) if t.named else 0}
+    "weight placed": lambda t, n: t.placed / 50,
+    "verdicts right": lambda t, n: 1 - t.wrong / (t.named * n),
+    "order right": lambda t, n: 1 - 2 * t.swapped / (t.named * n * (n - 1))}
 ITEMS = 10 ** 6  # more than a run has: seed and item in one number
-UNREAD = Truth(*[False] * 6, 0, 0)  # criteria that nobody can read are not true
 
 
 def judgments(run, seeds):
@@ -60,14 +69,14 @@ def judgments(run, seeds):
         for item, text in enumerate(record.get("truth", ())):  # all runs: the first items of a set
             row = record["rows"][item]
             usable = [j for j, s in enumerate(row["samples"]) if s["scores"] and row["n"] > 1]
-            logits = row.get("meta_logits") or [0.0] * len(row["samples"])
+            logits = row.get("meta_logits") or [math.nan] * len(row["samples"])
             best_first = sorted(usable, key=lambda j: -logits[j])
             votes = set(best_first[:default_k_meta(len(row["samples"]))])
             for j in usable:
-                truth = read_truth(text[3 * j:3 * j + 3]) or UNREAD
+                truth = read_truth(text[WIDTH * j:WIDTH * (j + 1)])
                 rows.append((seed, item, is_correct(row["samples"][j]["scores"], row["rewards"]),
-                             logits[j], j in votes, *(m(truth, row["n"])
-                                                      for m in MEASURES.values())))
+                             logits[j], j in votes,  # criteria that nobody can read are not true
+                             *(truth and m(truth, row["n"]) or 0 for m in MEASURES.values())))
     names = ("seed", "item", "correct", "logit", "votes", *MEASURES)
     return dict(zip(names, np.array(rows, dtype=float).T, strict=True)) if rows else None
 
@@ -109,17 +118,18 @@ def differences(label, a, b):
 
 
 def auc_within(found, chosen, name):
-    """(mean ROC-AUC of the meta logit for a column, within items of one seed; interval; items)."""
+    """(mean ROC-AUC of the meta logit for a column, within items of one seed; its interval)."""
     groups = defaultdict(list)
     for seed, item, logit, label in zip(*(found[c][chosen] for c in (
             "seed", "item", "logit", name)), strict=True):
-        groups[seed, item].append((logit, label == 1))
-    found = {key: roc_auc(*zip(*pairs, strict=True)) for key, pairs in groups.items()}
-    found = {key: auc for key, auc in found.items() if auc is not None}
-    if not found:
-        return None, (None, None), 0
-    items = [item for _, item in found]
-    return mean(found.values()), bootstrap_ci(list(found.values()), clusters=items), len(set(items))
+        groups[seed, item].append((logit, label))
+    aucs, items = [], []
+    for (_, item), pairs in groups.items():
+        logits, values = map(np.array, zip(*pairs, strict=True))
+        if min(values) < max(values):
+            aucs.append(roc_auc(logits, values > values.mean()))
+            items.append(item)
+    return (mean(aucs), bootstrap_ci(aucs, clusters=items)) if aucs else (None,)
 
 
 def rows_of(seeds):
@@ -132,9 +142,9 @@ def rows_of(seeds):
             right, votes = found["correct"] == 1, found["votes"] == 1
             sides = (("correct", right), ("incorrect", ~right))
             table += [shares(f"{judge}, {how}, {side}", found, mask) for side, mask in sides]
-            if how == "greedy":
+            kept[judge] = found, right  # the sampled ones, where there are any
+            if np.isnan(found["logit"]).any():
                 continue
-            kept[judge] = found, right
             table.append(differences(f"{judge}, correct - incorrect", (found, right),
                                      (found, ~right)))
             for side, mask in sides:
@@ -143,12 +153,8 @@ def rows_of(seeds):
                           differences(f"{judge}, {side}, votes - left out",
                                       (found, mask & votes), (found, mask & ~votes))]
             row = {"row": f"{judge}, ROC-AUC within items", "kind": "auc"}
-            everything = np.ones(len(right), dtype=bool)
-            for name in ("correct", *list(MEASURES)[:5]):
-                auc, ends, count = auc_within(found, everything if name == "correct" else right,
-                                              name)
-                put(row, name, auc, ends)
-                row[f"{name} items"] = count
+            for name in ("correct", *MEASURES):
+                put(row, name, *auc_within(found, right | (name == "correct"), name))
             table.append(row)
     for before, after in zip(list(kept), list(kept)[1:]):
         table.append(differences(f"{after} - {before}, correct", kept[after], kept[before]))

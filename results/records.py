@@ -19,7 +19,7 @@ from pathlib import Path
 
 from eval import mean
 from plumbing.data import load_examples
-from plumbing.runs import read_json, read_rows
+from plumbing.runs import UserError, read_json, read_rows
 from toy_world.truth import truth_of, write_truth
 
 RUNS, RECORDS = Path("runs/results"), Path("results/runs")
@@ -79,6 +79,10 @@ def record(folder, orders=False, items=None):
         found["parameters"] = parameters(args.get("model"))
         if {"data": "toy", "rating": "1-10", "bon": None}.items() <= args.items():
             known = load_examples("toy", args["split"], args["limit"], domain=args.get("domain"))
+            if [[len(r) for r in e.responses] for e in known] != [
+                    r["response_lengths"] for r in rows]:
+                raise UserError(f"{folder}: the toy world's items are not those that it judged, so "
+                                "nobody can say what is true of its judgments; judge again")
             found["truth"] = ["".join(
                 write_truth(truth_of(s["text"], item, s["permutation"], s["scores"]))
                 for s in row["samples"]) for item, row in zip(known, rows, strict=True)]

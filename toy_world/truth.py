@@ -2,10 +2,11 @@
 
 A judgment names criteria with weights, and a verdict per response and criterion; its item knows the
 query's true weights and the true levels of every response. So right scores can be told from right
-reasons. A judgment keeps three characters in a record: what is true of it (TRUE, as the bits of one
-digit), how many criteria it names, and how many of its verdicts are wrong.
+reasons. In a record a judgment has five characters: what is true of it (as the bits of one digit),
+and four numbers.
 """
 import re
+from itertools import combinations
 from typing import NamedTuple
 
 from toy_world.make_base import write_judgment
@@ -13,18 +14,20 @@ from toy_world.world import VERDICTS
 
 LEVELS = {word: level for level, word in VERDICTS.items()}
 DIGITS = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ+/"
-UNREAD = "-"
+WIDTH, UNREAD = 5, "-"
 
 
 class Truth(NamedTuple):
     only: bool     # no criterion of weight 0 is named
     most: bool     # the named ones have at least two thirds of the query's weight
+    weighs: bool   # both, and every stated weight is within rounding of the true one
     reads: bool    # every verdict is the true level of the response in that place
-    weighs: bool   # every stated weight is within rounding of the true one
     implies: bool  # the scores follow from criteria, weights and verdicts, to the point
     agrees: bool   # the same responses are at the top of the scores that follow
     named: int     # number of criteria
     wrong: int     # verdicts that are not the true level, or are not there
+    swapped: int   # (criterion, two responses) whose order is not the true one: better, same, worse
+    placed: int    # 1/50 of the stated weight that lies where the truth has it
 
 
 def read_judgment(text, n):
@@ -50,28 +53,40 @@ def truth_of(text, item, permutation, scores):
 
     item: with its levels and weights (toy_world/world.py).  scores: points, original order.
     Choice: it names what counts if nothing else is named and two thirds of the weight are: a clean
-    judgment leaves out the lightest of three criteria at most. It weighs as the truth does if each
-    stated weight is less than 10 points from the true share among those named, because weights
-    are written in tens.
+    judgment leaves out the lightest of three criteria at most. It weighs as the truth does if also
+    each stated weight is less than 10 points from the true share among those named, because
+    weights are written in tens. Without naming enough, one criterion alone would be weighed well.
     """
     found = read_judgment(text, len(permutation))
     if found is None or scores is None:
         return None
     criteria, verdicts = found
-    weights, names = item.extra["weights"], dict.fromkeys(name for name, _ in criteria)
-    known, stated = sum(weights.get(name, 0) for name in names), sum(p for _, p in criteria)
+    weights = {name: w / sum(item.extra["weights"].values())
+               for name, w in item.extra["weights"].items()}
+    whole = max(1, sum(percent for _, percent in criteria))
+    stated = {name: sum(p for other, p in criteria if other == name) / whole
+              for name, _ in criteria}
+    known = sum(weights.get(name, 0) for name in stated)
+    only, most = all(weights.get(name) for name in stated), known > 0.66
     levels = [item.extra["levels"][i] for i in permutation]
-    wrong = sum(told.get(name) is None or told[name] != true.get(name, 0)
-                for told, true in zip(verdicts, levels, strict=True) for name in names)
-    close = all(abs(sum(p for other, p in criteria if other == name) / max(1, stated)
-                    - weights.get(name, 0) / max(1, known)) < 0.1 for name in names)
-    shown = [scores[i] for i in permutation]
-    whole = all(name in told for told in verdicts for name in names)
-    implied = write_judgment(criteria, verdicts, "1-10")[1] if whole else [None]
+    pairs = [(told.get(name), true.get(name, 0)) for name in stated
+             for told, true in zip(verdicts, levels, strict=True)]
+    swapped = sum(order(a, c) != order(b, d) for start in range(0, len(pairs), len(levels))
+                  for (a, b), (c, d) in combinations(pairs[start:start + len(levels)], 2))
+    complete, shown = all(told is not None for told, _ in pairs), [scores[i] for i in permutation]
+    implied = write_judgment(criteria, verdicts, "1-10")[1] if complete else [None]
     return Truth(
-        only=all(weights.get(name) for name in names), most=3 * known >= 2 * sum(weights.values()),
-        reads=not wrong, weighs=close and known > 0, implies=implied == shown,
-        agrees=whole and tops(implied) == tops(shown), named=len(names), wrong=wrong)
+        only, most, only and most and all(
+            abs(share - weights[name] / known) < 0.0999 for name, share in stated.items()),
+        all(told == true for told, true in pairs), implied == shown,
+        complete and tops(implied) == tops(shown),
+        len(stated), sum(told != true for told, true in pairs), swapped,
+        round(50 * sum(min(share, weights.get(name, 0)) for name, share in stated.items())))
+
+
+def order(a, b):
+    """1, 0 or -1: a is better, the same, worse; None if one is not told."""
+    return None if None in (a, b) else (a > b) - (a < b)
 
 
 def tops(scores):
@@ -81,13 +96,13 @@ def tops(scores):
 # ----- in a record -----
 
 def write_truth(truth):
-    """Three characters.
+    """WIDTH characters.
 
-    >>> read_truth(write_truth(Truth(True, False, True, False, False, True, 3, 7))).wrong
+    >>> read_truth(write_truth(Truth(True, False, True, False, False, True, 3, 7, 2, 50))).wrong
     7
     """
     if truth is None:
-        return 3 * UNREAD
+        return WIDTH * UNREAD
     bits = sum(2 ** i for i, true in enumerate(truth[:6]) if true)
     return DIGITS[bits] + "".join(DIGITS[min(x, 63)] for x in truth[6:])
 
@@ -95,5 +110,5 @@ def write_truth(truth):
 def read_truth(text):
     if text[0] == UNREAD:
         return None
-    bits, named, wrong = map(DIGITS.index, text)
-    return Truth(*(bool(bits >> i & 1) for i in range(6)), named, wrong)
+    bits, *numbers = map(DIGITS.index, text)
+    return Truth(*(bool(bits >> i & 1) for i in range(6)), *numbers)

@@ -18,24 +18,25 @@ ITEM = PreferenceExample("x", [], ["a", "b"], [0, 1], "chat", extra={
 # response 1 is shown first
 TRUE = ("Specific Criteria: tone 60%, detail 40%.\nAnalysis: Response 1: tone good, detail poor.\n"
         "Response 2: tone terrible, detail good.\nScores: \\boxed{6, 3}")
-RIGHT = {"only", "most", "reads", "weighs", "implies", "agrees"}
+RIGHT = {"only", "most", "weighs", "reads", "implies", "agrees"}
 
 
-@pytest.mark.parametrize("change, lost, wrong", [
-    ({}, set(), 0),
+@pytest.mark.parametrize("change, lost, numbers", [
+    ({}, set(), (2, 0, 0, 45)),
     ({"good, detail poor": "terrible, detail good", "terrible, detail good.\nS":
-      "good, detail poor.\nS"}, {"reads", "implies", "agrees"}, 4),
-    ({"detail good": "detail fair"}, {"reads", "implies"}, 1),
-    ({", detail good": ""}, {"reads", "implies", "agrees"}, 1),
-    ({"{6, 3}": "{7, 3}"}, {"implies"}, 0),
-    ({"{6, 3}": "{3, 6}"}, {"implies", "agrees"}, 0),
-    ({"60%": "90%", "40%": "10%", "{6, 3}": "{8, 1}"}, {"weighs"}, 0),
-    ({"60%": "70%", "40%": "30%", "{6, 3}": "{7, 2}"}, set(), 0),
-    ({"detail": "safety", "poor": "fair", " good.": " fair."},
-     {"only", "most", "weighs", "implies"}, 0),
+      "good, detail poor.\nS"}, {"reads", "implies", "agrees"}, (2, 4, 2, 45)),
+    ({"detail good": "detail fair"}, {"reads", "implies"}, (2, 1, 0, 45)),  # still the better one
+    ({"tone terrible": "tone good"}, {"reads", "implies", "agrees"}, (2, 1, 1, 45)),
+    ({", detail good": ""}, {"reads", "implies", "agrees"}, (2, 1, 1, 45)),
+    ({"{6, 3}": "{7, 3}"}, {"implies"}, (2, 0, 0, 45)),
+    ({"{6, 3}": "{3, 6}"}, {"implies", "agrees"}, (2, 0, 0, 45)),
+    ({"60%": "90%", "40%": "10%", "{6, 3}": "{8, 1}"}, {"weighs"}, (2, 0, 0, 35)),
+    ({"60%": "70%", "40%": "30%", "{6, 3}": "{7, 2}"}, set(), (2, 0, 0, 45)),
+    ({"detail": "safety", "poor": "fair", " good.": " fair.", "{6, 3}": "{8, 1}"},
+     {"only", "most", "weighs"}, (2, 0, 0, 30)),
     ({", detail 40%": "", ", detail poor": "", ", detail good": "", "{6, 3}": "{9, 1}"},
-     {"most"}, 0)])
-def test_what_is_true_of_a_judgment(change, lost, wrong):
+     {"most", "weighs"}, (1, 0, 0, 30))])
+def test_what_is_true_of_a_judgment(change, lost, numbers):
     text = TRUE
     for old, new in change.items():
         assert old in text
@@ -43,7 +44,7 @@ def test_what_is_true_of_a_judgment(change, lost, wrong):
     scores = parse_judgment(text, 2, "1-10", True)[0]
     found = truth.truth_of(text, ITEM, [1, 0], unpermute(scores, [1, 0]))
     assert {name for name in RIGHT if getattr(found, name)} == RIGHT - lost
-    assert found.wrong == wrong
+    assert found[6:] == numbers
     assert truth.read_truth(truth.write_truth(found)) == found
 
 
@@ -131,12 +132,13 @@ def test_both_tables_from_the_records_of_runs_whose_reasons_are_known(on_record)
     rows = read_csv("reasons")
     right = rows["GRM, sampled, correct"]
     assert 0.45 < float(right["all three"]) < 0.55 and float(right["names what counts"]) == 1
+    assert 0.9 < float(right["scores follow"]) + 0.5 < 1.1 and float(right["weight placed"]) > 0.66
     assert float(right["reads rightly low"]) <= float(right["reads rightly"])
     # the logit likes the true ones, and among them the correct ones no more than chance
     assert float(rows["GRM, correct, votes"]["reads rightly"]) == 1
     assert float(rows["GRM, correct, votes - left out"]["reads rightly"]) > 0.9
     auc = rows["GRM, ROC-AUC within items"]
-    assert float(auc["all three"]) == 1 and 0.4 < float(auc["correct"]) < 0.6
+    assert float(auc["all three"]) > 0.98 and 0.4 < float(auc["correct"]) < 0.6
     assert abs(float(rows["GRM - GRM-RFT, correct"]["weighs rightly"])) == 0
 
     guidance.make((0, 1))
