@@ -54,7 +54,8 @@ def points(seeds):
     """[(name, {seed: rows with meta logits}, what is known of the meta RM)]"""
     found = []
     for name, (run, meta) in POINTS.items():
-        rows = {s: graded(load(s, run)["rows"]) for s in seeds if load(s, run) and load(s, meta)}
+        rows = {s: graded(load(s, run)["rows"]) for s in seeds
+                if load(s, meta) and "meta_logits" in (load(s, run) or ())}
         told = [load(s, meta) for s in rows]
         about = {"ROC-AUC held out": mean(t["report"]["held_out"]["all"]["auc"] for t in told),
                  "judgments seen": 16 * mean(t["updates"] for t in told)}
