@@ -43,7 +43,7 @@ POINTS = {  # point: (run on record, the meta RM's)
     "RL step 10": ("guidance/rl-10/voting", "grm/meta_rm"),
     "GRM": ("grm/voting", "grm/meta_rm"),
     "GRM, meta 2,000": ("guidance/meta-2000/voting", "guidance/meta-2000/meta_rm"),
-    "GRM, meta 16,000": ("guidance/meta-16000/voting", "guidance/meta-16000/meta_rm")}
+    "GRM, meta 8,000": ("guidance/meta-8000/voting", "guidance/meta-8000/meta_rm")}
 EVEN = ("base", "GRM-RFT", "GRM")
 KS, SWEEP = (8, 32), (1, 2, 4, 8, 12, 16, 20, 24, 28)
 PREDICTORS = ("plain accuracy", "errors together", "lost by votes", "ROC-AUC in items",

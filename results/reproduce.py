@@ -120,7 +120,8 @@ def plan(seed):
     rl("guidance", "guidance/rl-10", f"{s}/grm/rft/model", "--steps 10")
     votes("guidance", "guidance/rl-10/voting", f"{s}/guidance/rl-10/rl/model", 32,
           f"--limit 400 --meta_rm {meta_rm}")
-    for name, flags in (("meta-2000", "--epochs 0.25"), ("meta-16000", "--epochs 2")):
+    for name, flags in (("meta-2000", "--limit 1500 --epochs 0.25"),
+                        ("meta-8000", "--limit 1500")):
         run("guidance", f"guidance/{name}/meta_rm", "meta_rm.py --rft_judgments "
             f"{s}/grm/rft/judgments.jsonl --grm {grm} {flags}")
         votes("guidance", f"guidance/{name}/voting", grm, 32,
