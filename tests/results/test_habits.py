@@ -1,0 +1,63 @@
+"""How large a habit is: measures by hand, and what a judge without a habit measures."""
+import pytest
+from conftest import ROOT
+
+from results import habits
+
+
+def row(best, first, scores, lengths=(3, 5), **more):
+    """A judged pair: index of the best and of the response shown first, scores in item order."""
+    rewards = [int(i == best) for i in range(2)]
+    return {"id": f"{best}{first}", "n": 2, "rewards": rewards, "response_lengths": list(lengths),
+            **more}, scores, first
+
+
+def test_a_judge_that_always_names_the_first():
+    judged = [row(b, f, [9 - 2 * abs(i - f) for i in range(2)]) for b in (0, 1) for f in (0, 1)]
+    found = habits.habits_in(judged)
+    assert (found["first"], found["accuracy"], found["clear"]) == (1.0, 0.5, 1.0)
+    assert found["longest"] == 0.5 and found["right, longest best"] == 0.5
+
+
+def test_truth_weighs_nothing_in_the_measure():
+    """A judge that is always right has no habit, however often the best is first or longest."""
+    judged = [row(0, 0, [9, 1], lengths=(9, 2))] * 8 + [row(1, 0, [1, 9], lengths=(9, 2))]
+    found = habits.habits_in(judged)
+    assert (found["first"], found["longest"], found["accuracy"]) == (0.5, 0.5, 1.0)
+
+
+def test_a_liking_for_the_longest_lifts_one_side_and_costs_the_other():
+    judged = [row(b, f, [1, 9]) for b in (0, 1) for f in (0, 1)]  # response 1 is longer
+    found = habits.habits_in(judged)
+    assert (found["longest"], found["first"]) == (1.0, 0.5)
+    assert (found["right, longest best"], found["right, longest worse"]) == (1.0, 0.0)
+
+
+def test_ties_are_no_verdicts_and_votes_have_no_first():
+    judged = [row(0, 0, [5, 5]), row(0, 0, [9, 1]), row(1, 0, [9, 1])]
+    found = habits.habits_in([(r, s, None) for r, s, _ in judged])
+    assert found["clear"] == pytest.approx(2 / 3) and "first" not in found
+    assert found["accuracy"] == pytest.approx(1.5 / 3)
+
+
+def test_the_undamaged_judge_knows_more_and_leans_less():
+    import torch
+
+    from plumbing import generation
+    from toy_world import world
+    pairs = [e for e in world.items("validation", 12, n=2)]
+    sizes = {}
+    for name in ("medium", "medium-undamaged"):
+        model, tokenizer = generation.load_model(str(ROOT / "toy_world" / name), "cpu",
+                                                 torch.float32)
+        margins = [habits.margins(model, tokenizer, e) for e in pairs]
+        bias = sum(a + b for a, b in margins) / len(margins) / 2
+        right = [a - b if e.rewards[0] else b - a for e, (a, b) in zip(pairs, margins)]
+        sizes[name] = bias, sum(r > 0 for r in right)
+    assert sizes["medium"][0] > sizes["medium-undamaged"][0] + 0.1
+    assert sizes["medium-undamaged"][1] >= 11
+
+
+def test_another_folder_is_refused_in_a_line(cli, tmp_path):
+    code, _, err = cli("results.habits", f"base={tmp_path}")
+    assert code == 2 and "no samples.jsonl" in err
