@@ -42,6 +42,7 @@ from plumbing.runs import (
     read_rows,
     share_threads,
 )
+from results.tables import fill, markdown
 from toy_world.world import VERDICTS
 
 
@@ -160,8 +161,11 @@ def main():
             rows[0] |= content_of(folder, args.items)
         table += rows
     write_csv(Path(args.output) / "habits.csv", table)
-    print_table([{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()}
-                 for r in table], list(dict.fromkeys(k for r in table for k in r)))
+    columns = list(dict.fromkeys(k for r in table for k in r))
+    rows = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()} for r in table]
+    print_table(rows, columns)
+    if Path(args.output).resolve() == ROOT / "results":
+        fill({"table habits": markdown(columns, [[r.get(c, "") for c in columns] for r in rows])})
 
 
 if __name__ == "__main__":
