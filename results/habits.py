@@ -162,7 +162,8 @@ def main():
         table += rows
     write_csv(Path(args.output) / "habits.csv", table)
     columns = list(dict.fromkeys(k for r in table for k in r))
-    rows = [{k: f"{v:.3f}" if isinstance(v, float) else v for k, v in r.items()} for r in table]
+    rows = [{k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in r.items()}
+            for r in table]
     print_table(rows, columns)
     if Path(args.output).resolve() == ROOT / "results":
         fill({"table habits": markdown(columns, [[r.get(c, "") for c in columns] for r in rows])})
