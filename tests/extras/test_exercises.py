@@ -299,7 +299,7 @@ def test_the_file_of_judgments_is_right_for_the_wrong_reason_now_and_then():
     wrong = solution.right_for_the_wrong_reason(judgments)
     correct, incorrect = solution.shares(judgments)
     assert 30 <= len(judgments) <= 60 and 10 <= len(wrong) < 40
-    assert correct[1] > incorrect[1] + 0.2 and 0 < correct[3] < 0.5  # the habit decides
+    assert correct[1] > incorrect[1] + 0.15 and 0 < correct[3] < 0.5  # the habit decides
 
 
 def test_practice_samples_are_not_those_of_the_grade(cli, tmp_path):

@@ -47,7 +47,7 @@ ITEM = PreferenceExample("x", [{"role": "user", "content": "Tell me something ni
 
 def scalar_model(pad, architecture="llama"):
     torch.manual_seed(0)
-    options = dict(vocab_size=297, num_labels=1, pad_token_id=pad, initializer_range=0.3,
+    options = dict(vocab_size=313, num_labels=1, pad_token_id=pad, initializer_range=0.3,
                    num_hidden_layers=2, num_attention_heads=4, hidden_size=32)
     if architecture == "gpt2":  # its positions are absolute
         return GPT2ForSequenceClassification(GPT2Config(**options)).eval()

@@ -63,7 +63,7 @@ def test_a_model_that_never_writes_the_format_learns_it(cli, tiny, tmp_path):
     write_rows(tmp_path / "items.jsonl", rows)
     common = ["--data", tmp_path / "items.jsonl", "--max_new_tokens", 48]
     warm = ["spct_rft", "--model", tiny, *common, "--general_fraction", 0, "--format_only",
-            "--n_rft", 1, "--batch_size", 8, "--micro_batch_size", 8, "--lr", 0.01, "--epochs", 30,
+            "--n_rft", 1, "--batch_size", 8, "--micro_batch_size", 8, "--lr", 0.01, "--epochs", 45,
             "--output", tmp_path / "warmup"]
     code, out, err = cli(*warm)
     assert code == 0, err
