@@ -229,7 +229,7 @@ def test_a_judge_of_which_nothing_parses_is_shown_not_only_counted(program, tiny
     loud = said[said.index("WARNING"):].splitlines()
     assert f"{count} of {count} judgments" in loud[0]  # one or two may end by themselves
     assert int(re.search(r"truncated (\d+)", loud[0])[1]) >= count - 2
-    assert all(re.match(r"  (truncated|no_box): '.*'$", line) for line in loud[1:4])
+    assert all(re.match(r"  (truncated|no_box): ", line) for line in loud[1:4]), loud[:5]
     assert "--max_new_tokens" in loud[4] and "--format_only" in loud[4]
 
 
