@@ -1,4 +1,4 @@
-# make demo: the whole paper on the toy world, about ten minutes on 2 CPU cores.
+# make demo: the whole paper on the toy world, on 2 CPU cores.
 # make test: the test suite.
 # make test-gpu: the tests that need a GPU, in a process of their own.
 # All make their own virtual environment. docs/real_models.md says how to get a smaller torch.

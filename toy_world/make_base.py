@@ -1,6 +1,6 @@
 """How the toy's base models were made: pretraining on clean judgments, then on habits.
 
-    python -m toy_world.make_base               # toy_world/medium and medium-undamaged (55 minutes)
+    python -m toy_world.make_base               # toy_world/medium and medium-undamaged (about an hour)
     python -m toy_world.make_base --size small  # the other sizes: small (0.2M), large (2.2M)
 
 The base model is pretrained from scratch on clean judgments and on a small general-instruction
@@ -9,7 +9,8 @@ further training on noisy judgments, in the way that real LLM judges are: by two
 judgments share, a liking for the response shown first and for the longest one. They do not come
 from what is written in a response, so its knowledge stays larger than its verdicts show. Its other
 faults are few and ill-chosen principles with arbitrary weights, and some slips.
-Pretraining also teaches it to follow a hint, right or wrong, and to use a reference answer.
+Pretraining also teaches it to follow a hint, right or wrong, and to use a reference answer. The
+damage leaves judgments that are shown a reference as clean as they were.
 No rule acts at inference: habits are in the weights. After that nothing is ever told to the model
 again but what the paper's recipe tells a model: which response is best. All scores anywhere are
 parsed from text that the model wrote; the truth in here is used for labels and for analysis only.
