@@ -1,6 +1,6 @@
 """How the toy's base models were made: pretraining on clean judgments, then on habits.
 
-    python -m toy_world.make_base               # toy_world/medium and medium-undamaged (about an hour)
+    python -m toy_world.make_base               # toy_world/medium and its undamaged judge: an hour
     python -m toy_world.make_base --size small  # the other sizes: small (0.2M), large (2.2M)
 
 The base model is pretrained from scratch on clean judgments and on a small general-instruction
