@@ -251,17 +251,17 @@ def label_ends(axes, labels, gap=0.06):
                       textcoords="offset points", fontsize=11, color=colour, annotation_clip=False)
 
 
-def draw_panel(axes, curves, marks=(), lines=()):
+def draw_panel(axes, curves, marks=(), lines=(), limits=None):
     """Accuracy against k (log2 axis), each name at the end of its curve.
 
     curves: [(look, label, points)], points: dicts with k, accuracy and, for a band, low and high.
     marks: [(look, label, accuracy)] of greedy judges, left of k = 1.  lines: the same, of what
-    would be a horizontal line. Accuracies are fractions.
+    would be a horizontal line.  limits: of the axis, where panels share it. All are fractions.
     """
     ticks = sorted({p["k"] for _, _, points in curves for p in points}) or [1]
     values = [p[end] for _, _, points in curves for p in points
               for end in ("accuracy", "low", "high") if end in p]
-    values = [100 * v for v in values + [v for _, _, v in (*marks, *lines)]]
+    values = [100 * v for v in limits or values + [v for _, _, v in (*marks, *lines)]]
     room = 0.06 * (max(values) - min(values)) or 1
     axes.set_ylim(min(values) - room, max(values) + room)
     labels = []
@@ -373,7 +373,7 @@ def verb(low, high, words=("raise", "lower", "do not clearly change")):
 
 PANELS = {"reward/mean": "reward, -1 to 1", "policy/kl": "KL, nats a token",
           "len/mean": "length, tokens", "reward/parse_rate": "parse rate, share",
-          "reward/frac_zero_std": "equal groups, share",
+          "reward/frac_zero_std": "groups of equal rewards, share",
           "policy/entropy": "entropy, nats a token"}
 
 
@@ -399,8 +399,11 @@ def draw_courses(groups, path, title=None):
                 continue
             axes.plot(steps, means, look.line, lw=2, color=look.colour,
                       marker="o" if len(steps) == 1 else "")
-            axes.fill_between(steps, *([m + sign * s for m, s in zip(means, stds)]
-                                       for sign in (-1, 1)), color=look.colour, alpha=0.15, lw=0)
+            seen = [row[key] for run in runs for row in run
+                    if isinstance(row.get(key), (int, float))]
+            band = ([min(max(m + sign * s, min(seen)), max(seen)) for m, s in zip(means, stds)]
+                    for sign in (-1, 1))  # a share's band ends at 0 and at 1
+            axes.fill_between(steps, *band, color=look.colour, alpha=0.15, lw=0)
             labels.append((means[-1], name, look.colour))
         if len(groups) > 1 and (number % 3 == 2 or number == len(keys) - 1):
             label_ends(axes, labels, gap=0.11)

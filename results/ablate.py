@@ -40,8 +40,8 @@ def check_control(args):
             raise UserError(f"{demo} was made from another base model than toy_world/medium is "
                             f"now; delete it and {again}")
         # all but the base's own evaluation, whose command names the clone's place
-        differ = [line for line in made[stage]["commands"]
-                  if str(ROOT) not in line and line not in wanted[stage]]
+        differ = [line for line in made[stage]["commands"] if line not in wanted[stage]
+                  and f"--output {demo}/{JUDGED['base']} " not in line]
         if differ:
             raise UserError(f"{demo} was made with other flags ({differ[0]}); give the same --seed,"
                             f" --limit, --rft and --rl here, or delete it and {again}")
@@ -66,6 +66,16 @@ def variant(name, args, out):
         judge = next(x for x in lines["eval"] if f"--output {out}/{JUDGED[TRAINED[stage]]} " in x)
         stages[stage] = [f"{line} {flags}".strip(), judge]
     return stages
+
+
+def check_start(name, args, out):
+    """Refuses a variant of RL that was made before from other weights than the demo's RFT has."""
+    config, ablation = out / "rl" / "config.json", ABLATIONS[name]
+    if ablation.rft is None and not ablation.from_base and config.exists():
+        made_from = read_json(config).get("made_from", {}).get("model")
+        if made_from != content(f"{args.demo}/rft/model"):
+            raise UserError(f"{out} was made from another RFT model than {args.demo} has now; "
+                            f"delete {out}")
 
 
 def papers_numbers(ablation, stage):
@@ -123,6 +133,7 @@ def main():
     for name in args.names:
         out, found = Path(args.output) / name, {}
         stages = variant(name, args, out)
+        check_start(name, args, out)
         run_stages(stages, out)
         for stage in stages:
             lines, found[stage] = compare(name, stage, args, out)

@@ -55,12 +55,14 @@ def toy_base():
 
 
 def run_stages(stages, out):
-    """Run the commands of each stage that is not done; {stage: seconds}."""
+    """Run the commands of each stage that is not done, and of all behind it; {stage: seconds}."""
     done, base = finished(out), toy_base()
     for stage, lines in stages.items():
         if stage in done and done[stage]["commands"] == lines and done[stage].get("base") == base:
             print(f"{stage}: done before ({done[stage]['seconds']:.0f} s)")
             continue
+        for later in list(stages)[list(stages).index(stage):]:  # made from what is replaced now
+            done.pop(later, None)
         started = time.time()
         for line in lines:
             print(f"\n$ accelerate launch {line}", flush=True)

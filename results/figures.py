@@ -71,7 +71,7 @@ def draw_scaling(rows, path):
         "bands: 95 % intervals over items.",
         f"32 votes {told} the GRM's accuracy, {100 * rows['vote @1']['accuracy']:.1f} to "
         f"{100 * votes['accuracy']:.1f} %; guidance by the meta RM {helps}",
-        ceiling and ("undamaged judge", ceiling["accuracy"]))
+        ceiling and ("undamaged judge, greedy", ceiling["accuracy"]))
 
 
 def draw_compute(rows, path):
@@ -97,8 +97,10 @@ def draw_compute(rows, path):
     axes.set_xlabel("million FLOPs per item")
     axes.set_ylabel("accuracy, %")
     label_ends(axes, labels)
+    one, many = rows["medium, Voting@1"], rows["medium, Voting@32"]
     title = (f"Greedy, the large judge has {100 * large['accuracy']:.1f} %: " + ", ".join(told)
-             if large else "Accuracy, %: " + "; ".join(text for _, text, _ in labels))
+             if large else f"32 votes of medium cost {many['mflops'] / one['mflops']:.0f} times as "
+             f"much as one, and {100 * (many['accuracy'] - one['accuracy']):+.1f} points")
     save_figure(figure, path, title, "Diamonds: greedy; then 1, 2, 4, ... votes. Toy "
                 "world; means over seeds, 95 % intervals over items.")
 
@@ -131,9 +133,10 @@ def draw_fig4(compute, scaling, path):
                        f"{100 * abs(gain):.1f} points {'above' if gain > 0 else 'below'} "
                        f"{names[other]}, greedy", loc="left", fontsize=12)
     panels[0].set_ylabel("accuracy, %")
-    save_figure(figure, path, "", f"Diamonds and dashed line: greedy. {GUIDED}Bands: 95 % "
-                "intervals over items; the paper has none; its 16B and k = 4 are read off its "
-                "figure.")
+    small_told = "16B and " if "small" in sizes else ""
+    save_figure(figure, path, "", f"Diamonds{' and dashed line' * (other == 'large')}: greedy. "
+                f"{GUIDED}Bands: 95 % intervals over items; the paper has none; its {small_told}"
+                "k = 4 is read off its figure. The two axes differ in range.")
 
 
 def draw_training(path):
@@ -156,6 +159,8 @@ def draw_reasons(rows, measures, path):
     """Shares of judgments with true reasons, and what the meta RM's choice changes (reasons.py)."""
     figure, panels = new_figure((14.5, 5.2), columns=2)
     named = {r["row"]: r for r in rows}
+    measures = [m for m in measures if m != "all three"]  # next to none: a table shows it
+    shares = measures.index("weight placed")
     for j, (judge, look) in enumerate(JUDGES.items()):
         for side, shift, fill in (("correct", 0, look.colour), ("incorrect", 0.08, "white")):
             for axes, label in zip(panels, (f"{judge}, sampled, {side}",
@@ -165,27 +170,28 @@ def draw_reasons(rows, measures, path):
                 draw_points(axes, [i + 0.2 * (j - 1.7) + shift for i in drawn], [
                     [row[measures[i] + end] for end in ("", " low", " high")] for i in drawn],
                     look, fill, f"{judge}, {side}")
-    sides = ("share of judgments, %", "judgments that vote - left out, points")
+    sides = ("of the judgments, %", "judgments that vote - left out, points")
     for axes, title in zip(panels, sides, strict=True):
         axes.set_xticks(range(len(measures)), [m.replace(" ", "\n") for m in measures])
         axes.set_ylabel(title)
+        axes.axvline(shares - 0.5, color="0.5", lw=1, ls=":")
     panels[1].axhline(0, color="0.3", lw=1)
     panels[0].legend(fontsize=9, frameon=False, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
-    right, wrong, votes = (named.get(f"GRM, {x}", {}) for x in (
-        "sampled, correct", "sampled, incorrect", "correct, votes - left out"))
-    told = ""
-    if None not in (right.get("all three"), wrong.get("all three"), votes.get("all three")):
-        does = verb(*(votes[f"all three {end}"] for end in ("low", "high")), (
-            "more often", "less often", "as often"))
-        told = (f"Reasons are true in {100 * right['all three']:.1f} % of the GRM's correct "
-                f"judgments, in {100 * wrong['all three']:.1f} % of its incorrect ones; and {does} "
-                "in correct ones that the meta RM lets vote")
-    save_figure(figure, path, told, "Filled: correct judgments; hollow: incorrect ones. Right: "
-                "on the same items and seeds. Toy world; 95 % intervals over items.")
+    before, after = (named.get(f"{judge}, sampled, correct") for judge in ("base", "GRM"))
+    told = "; ".join(f"{m} {100 * before[m]:.0f} to {100 * after[m]:.0f} %" for m in (
+        "names what counts", "verdicts right")) if before and after else ""
+    save_figure(figure, path, told and f"Correct judgments, from the base to the GRM: {told}",
+                "Filled: correct judgments; hollow: incorrect ones. Before the dotted line: shares "
+                "of judgments; behind it: means over them. Right panel: on the same items and "
+                "seeds. Toy world; 95 % intervals over items.")
 
 
-def draw_guidance(rows, predictor, path):
-    """The gain of guidance against what predicts it best, and against k_meta (guidance.py)."""
+def draw_guidance(rows, best, path):
+    """The gain of guidance against what predicts it best, and against k_meta (guidance.py).
+
+    best: {"predictor": its name, "all@32", "toy@32": its rank correlations with the gain}
+    """
+    predictor = best["predictor"]
     figure, (left, right) = new_figure((13, 5.6), columns=2)
     numbers = {}  # of the judges; "e" after it: even votes
     labels, colours = [], [look.colour for look in LOOKS.values()]
@@ -197,7 +203,8 @@ def draw_guidance(rows, predictor, path):
             draw_points(left, [100 * r[predictor]],
                         [[r[f"{end}@{k}"] for end in ("gain", "low", "high")]], look, fill)
         left.annotate(f"{i}e" if even else str(i), (100 * r[predictor], 100 * r["gain@32"]),
-                      xytext=(6, 4), textcoords="offset points", fontsize=11, color=look.colour)
+                      xytext=(6, -13 if even else 4), textcoords="offset points", fontsize=11,
+                      color=look.colour)
         swept = {int(c.split()[1]): 100 * (v - r["vote@32"]) for c, v in r.items()
                  if c.startswith("k_meta ")}
         if swept:
@@ -213,7 +220,10 @@ def draw_guidance(rows, predictor, path):
     for axes in (left, right):
         axes.axhline(0, color="0.3", lw=1)
     label_ends(right, labels)
-    save_figure(figure, path, f"What predicts the gain of guidance best: {predictor}",
+    gains = [100 * r["gain@32"] for r in rows]
+    save_figure(figure, path, f"At k = 32 guidance changes accuracy by {min(gains):+.1f} to "
+                f"{max(gains):+.1f} points; rank correlation with {predictor}: "
+                f"{best['all@32']:.2f}, on the toy alone {best['toy@32']:.2f}",
                 "A number is a judge and its meta RM; e: every response first equally often. "
                 "Filled: k = 32; hollow: k = 8. Star: the best k_meta; dotted: the paper's k/2. "
                 "95 % intervals over items.")

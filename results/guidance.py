@@ -3,8 +3,9 @@
     python -m results.guidance          # -> results/guidance*.csv, .png and results/README.md
 
 A point is a judge, the meta RM that guides it, and which of its judgments count: all, or ("even")
-as many of each kind, a kind being those that were shown the same response first. The gain is guided
-- plain votes, k = 8 and 32; guided: the best half votes. What might predict it, at k = 32:
+as many of each kind, a kind being those that were shown the same response first. So an even point
+has fewer than 32, and guidance still chooses from them without a look at the kind. The gain is
+guided - plain votes, k = 8 and 32; guided: the best half votes. What might predict it, at k = 32:
 
     plain accuracy      of the plain votes
     errors together     intraclass correlation of correctness (Eq. 10) within items: 0 if an item's
@@ -13,9 +14,10 @@ as many of each kind, a kind being those that were shown the same response first
     ROC-AUC in items    how well the meta RM tells correct from incorrect ones of the same item
     lost x skill        lost by votes x (2 ROC-AUC - 1)
 
-Rank correlations with the gain are over the points; as a check over points x domains. k_meta is
-swept at k = 32: the best one is chosen on every other item and graded on the rest, both ways;
-`over half` is its gain over k/2. Intervals: 95 % bootstrap over items of their means over seeds.
+Rank correlations with the gain are over all points; as a check over those of the toy alone, and
+over these x domains. k_meta is swept at k = 32 (32: no guidance): the best one is chosen on every
+other item and graded on the rest, both ways; `over half` is its gain over k/2. Intervals: 95 %
+bootstrap over items (prompts, where they repeat) of their means over seeds.
 """
 import argparse
 import os
@@ -25,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from eval import bootstrap_ci, graded, item_credit, mean
+from eval import bootstrap_ci, clusters_of, graded, item_credit, mean
 from grm import is_correct
 from infer_scale import default_k_meta
 from meta_rm import roc_auc
@@ -40,12 +42,12 @@ from toy_world.world import DOMAINS
 POINTS = {  # point: (run on record, the meta RM's)
     "base": ("base/voting", "grm/meta_rm"),
     "GRM-RFT": ("grm/after_rft/voting", "grm/meta_rm"),
-    "RL step 10": ("guidance/rl-10/voting", "grm/meta_rm"),
+    "RL of 10 steps": ("guidance/rl-10/voting", "grm/meta_rm"),
     "GRM": ("grm/voting", "grm/meta_rm"),
     "GRM, meta 2,000": ("guidance/meta-2000/voting", "guidance/meta-2000/meta_rm"),
     "GRM, meta 8,000": ("guidance/meta-8000/voting", "guidance/meta-8000/meta_rm")}
 EVEN = ("base", "GRM-RFT", "GRM")
-KS, SWEEP = (8, 32), (1, 2, 4, 8, 12, 16, 20, 24, 28)
+KS, SWEEP = (8, 32), (1, 2, 4, 8, 12, 16, 20, 24, 28, 32)
 PREDICTORS = ("plain accuracy", "errors together", "lost by votes", "ROC-AUC in items",
               "lost x skill")
 
@@ -57,6 +59,7 @@ def points(seeds):
         rows = {s: graded(load(s, run)["rows"]) for s in seeds
                 if load(s, meta) and "meta_logits" in (load(s, run) or ())}
         told = [load(s, meta) for s in rows]
+        # 16: meta_rm.py's batch size, which no run here changes
         about = {"ROC-AUC held out": mean(t["report"]["held_out"]["all"]["auc"] for t in told),
                  "judgments seen": 16 * mean(t["updates"] for t in told)}
         found += [(name, rows, about)] if rows else []
@@ -71,7 +74,8 @@ def points(seeds):
 
 
 def shown_evenly(row, seed):
-    """The row with as many judgments of each first response, in turn: blocks of k are even too."""
+    """The row with as many judgments of each first response, in turn: a block of k is as even as k
+    allows. What is over of the commoner kinds is left out."""
     kinds = [[] for _ in range(row["n"])]
     for j in range(len(row["samples"])):
         order = list(range(row["n"]))
@@ -104,6 +108,7 @@ def rank_correlation(x, y):
 def measure(parts):
     """The gains of one point and what might predict them.  parts: {seed: rows}."""
     sides, together, lost, skill = {k: defaultdict(dict) for k in KS}, [], [], []
+    clusters = clusters_of([row for rows in parts.values() for row in rows])
     for seed, rows in parts.items():
         counts = []
         for row in rows:
@@ -121,7 +126,7 @@ def measure(parts):
     for k, items in sides.items():
         each = np.array([np.mean(list(item.values()), 0) for item in items.values()])  # (items, 2)
         gains = [np.diff(np.mean([i[s] for i in items.values() if s in i], 0))[0] for s in parts]
-        low, high = bootstrap_ci(each[:, 1] - each[:, 0])
+        low, high = bootstrap_ci(each[:, 1] - each[:, 0], clusters=clusters)
         vote, guided = each.mean(0).tolist()
         found |= {f"vote@{k}": vote, f"guided@{k}": guided, f"gain@{k}": guided - vote,
                   f"low@{k}": low, f"high@{k}": high,
@@ -135,6 +140,7 @@ def measure(parts):
 def sweep(parts, k=32):
     """{"k_meta 1": guided accuracy, ...}, the best k_meta, and its gain over k/2."""
     values = defaultdict(lambda: [[] for _ in SWEEP])
+    clusters = clusters_of([row for rows in parts.values() for row in rows])
     for row in (r for rows in parts.values() for r in rows):
         for place, m in zip(values[row["id"]], SWEEP, strict=True):
             place.append(item_credit(row, k, "guided", m))
@@ -142,17 +148,19 @@ def sweep(parts, k=32):
     half, gains = SWEEP.index(default_k_meta(k)), np.zeros(len(each))
     for side in (0, 1):  # chosen on the other side, so that luck is not counted as gain
         gains[side::2] = (each[:, each[1 - side::2].mean(0).argmax()] - each[:, half])[side::2]
-    low, high = bootstrap_ci(gains)
+    low, high = bootstrap_ci(gains, clusters=clusters)
     found = {f"k_meta {m}": v for m, v in zip(SWEEP, each.mean(0).tolist(), strict=True)}
     return found | {"best k_meta": SWEEP[int(each.mean(0).argmax())],
                     "over half": float(gains.mean()), "over low": low, "over high": high}
 
 
-def correlations(table, checked):  # predictors with the gains, over points and over domains
+def correlations(table, checked):
+    """Predictors with the gains: over all points, those of the toy alone, and these x domains."""
+    toy = [r for r in table if not r["point"].startswith("SmolLM2")]
     return [{"predictor": name, **{
         f"{where}@{k}": rank_correlation([r[name] for r in rows], [r[f"gain@{k}"] for r in rows])
-        for where, rows in (("points", table), ("domains", checked)) if rows for k in KS}}
-        for name in PREDICTORS]
+        for where, rows in (("all", table), ("toy", toy), ("toy domains", checked)) if rows
+        for k in KS}} for name in PREDICTORS]
 
 
 def make(seeds, folder=Path("results")):
@@ -165,7 +173,7 @@ def make(seeds, folder=Path("results")):
             part = {s: [r for r in rows if r["domain"] == domain] for s, rows in parts.items()}
             checked += [measure(part)] if all(part.values()) else []
     told = correlations(table, checked)
-    best = max(told, key=lambda r: abs(r[f"points@{KS[-1]}"]))["predictor"]
+    best = max(told, key=lambda r: abs(r[f"all@{KS[-1]}"]))
     write_csv(folder / "guidance.csv", table)
     write_csv(folder / "guidance_predictors.csv", told)
     draw_guidance(table, best, folder / "guidance.png")

@@ -81,8 +81,9 @@ def judgments(run, seeds):
     return dict(zip(names, np.array(rows, dtype=float).T, strict=True)) if rows else None
 
 
-def put(row, name, value, ends=(None, None)):
+def put(row, name, value, ends=(None, None), items=""):
     row |= {name: value, f"{name} low": ends[0], f"{name} high": ends[1]}
+    row |= {f"{name} items": items} if items else {}
 
 
 def shares(label, found, chosen):
@@ -118,7 +119,8 @@ def differences(label, a, b):
 
 
 def auc_within(found, chosen, name):
-    """(mean ROC-AUC of the meta logit for a column, within items of one seed; its interval)."""
+    """(mean ROC-AUC of the meta logit for a column, within items of one seed; its interval; how
+    many items tell)."""
     groups = defaultdict(list)
     for seed, item, logit, label in zip(*(found[c][chosen] for c in (
             "seed", "item", "logit", name)), strict=True):
@@ -129,7 +131,7 @@ def auc_within(found, chosen, name):
         if min(values) < max(values):
             aucs.append(roc_auc(logits, values > values.mean()))
             items.append(item)
-    return (mean(aucs), bootstrap_ci(aucs, clusters=items)) if aucs else (None,)
+    return (mean(aucs), bootstrap_ci(aucs, clusters=items), len(set(items))) if aucs else (None,)
 
 
 def rows_of(seeds):
@@ -170,7 +172,8 @@ def cell(row, name):
     sign = "+" if row["kind"] == "difference" else ""
     ends = [row[f"{name} {end}"] for end in ("low", "high")]
     told = " ".join(f"{100 * x:{sign}.1f}" for x in ends if x is not None)
-    return f"{100 * row[name]:{sign}.1f} [{told}]"
+    few = f" of {row[f'{name} items']}" if f"{name} items" in row else ""
+    return f"{100 * row[name]:{sign}.1f} [{told}]{few}"
 
 
 def make(seeds, folder=Path("results")):

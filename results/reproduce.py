@@ -112,11 +112,11 @@ def plan(seed):
         if folder.startswith("kl/"):
             rl("kl", folder, f"{s}/grm/rft/model", flags)
             greedy("kl", folder, f"{s}/{folder}/rl/model")
-    # Table 15: a domain that no training saw
+    # Table 15: a domain that neither RFT nor RL saw
     rft("heldout", "heldout", "--exclude_domain safety")
     rl("heldout", "heldout", flags="--exclude_domain safety")
     greedy("heldout", "heldout", f"{s}/heldout/rl/model")
-    # Not in the paper: when guidance pays. A judge in the middle of RL, meta RMs of other data
+    # Not in the paper: when guidance pays. A shorter RL, meta RMs of other data
     rl("guidance", "guidance/rl-10", f"{s}/grm/rft/model", "--steps 10")
     votes("guidance", "guidance/rl-10/voting", f"{s}/guidance/rl-10/rl/model", 32,
           f"--limit 400 --meta_rm {meta_rm}")

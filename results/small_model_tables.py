@@ -228,7 +228,8 @@ def draw(runs, path):
               "guided": lambda r, k: item_credit(r, k, "guided"),
               "random": lambda r, k: item_credit(r, k, "random")}
     figure, panels = new_figure((5.5 * len(runs), 4.4), columns=len(runs))
-    for axes, (name, rows) in zip(panels, runs.items(), strict=True):
+    drawn = []
+    for rows in runs.values():
         curves = []
         for method, value in values.items():
             points = []
@@ -237,9 +238,13 @@ def draw(runs, path):
                 low, high = bootstrap_ci(credits, clusters=clusters_of(rows))
                 points.append({"k": k, "accuracy": mean(credits), "low": low, "high": high})
             curves.append((LOOKS[method], LOOKS[method].name, points))
-        draw_panel(axes, curves)
+        drawn.append(curves)
+    ends = [p[end] for curves in drawn for *_, points in curves for p in points
+            for end in ("low", "high")]
+    for axes, name, curves in zip(panels, runs, drawn, strict=True):
+        draw_panel(axes, curves, limits=(min(ends), max(ends)))
         best = max(curves, key=lambda curve: curve[2][-1]["accuracy"])[1]
-        axes.set_title(f"{name}, k = {points[-1]['k']}: highest is {best}", loc="left",
+        axes.set_title(f"{name}, k = {curves[0][2][-1]['k']}: highest is {best}", loc="left",
                        fontsize=12)
     panels[0].set_ylabel("accuracy, %")
     save_figure(figure, path, "", " and ".join(

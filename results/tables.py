@@ -208,8 +208,8 @@ def finish(seeds, specs, flops=False):
             pair = matched(theirs, ours)
             before, after = (by_seed(r, auc) for r in pair)
             count = max(len(before), len(after))  # of an untrained judge one number serves all
-            before, after = (x * count if len(x) == 1 else x for x in (before, after))
-            each = [y - x for x, y in zip(before, after)]
+            before, after = (x if len(x) == count else [mean(x)] * count for x in (before, after))
+            each = [y - x for x, y in zip(before, after, strict=True)]
             row["difference_low"], row["difference_high"] = ends = difference(*pair, auc)
             row["difference_seeds"] = " ".join(map(str, max((r.values for r in pair), key=len)))
             row["from"], row["to"] = (estimate(r, auc, 0)[0] for r in pair)
@@ -267,7 +267,8 @@ def make_tables(seeds, names=None):
 VALUES = {"accuracy": "accuracy, %", "auc": "ROC-AUC, %", "tokens": "tokens"}  # column: heading
 MORE = {"kl": {d: d for d in DOMAINS}, "compute": {"mflops": "MFLOPs an item"}}
 CLAIMS = [  # what the paper claims, and the rows that put it to the test
-    ("greedy: base < RFT < GRM", "training", ["GRM-RFT, greedy", "GRM, greedy"]),
+    ("greedy: base < RFT", "training", ["GRM-RFT, greedy"]),
+    ("greedy: RFT < GRM", "training", ["GRM, greedy"]),
     ("votes: 1 < 8 < 32", "scaling", ["vote @8", "vote @32 against vote @8"]),
     ("the meta RM improves 32 votes", "scaling", ["guided @32"]),
     ("RFT is worse without hints", "ablations", ["RFT without hinted sampling (1)"]),
@@ -307,9 +308,14 @@ def percent(value, sign="", scale=100):
     return f"{scale * value:{sign}.1f}" if isinstance(value, float) else value
 
 
+def end(value, scale):
+    """An end of a difference's interval; with two decimals if one does not tell it from 0."""
+    return f"{scale * value:+.2f}" if abs(scale * value) < 0.05 else percent(value, "+", scale)
+
+
 def interval(row, scale=100):
-    low, high = (percent(row[f"difference_{end}"], "+", scale) for end in ("low", "high"))
-    return f"{low} to {high}" if low else ""
+    ends = row["difference_low"], row["difference_high"]
+    return " to ".join(end(x, scale) for x in ends) if ends[0] != "" else ""
 
 
 def claim_lines(tables):
@@ -321,8 +327,9 @@ def claim_lines(tables):
         first = named[rows[0]["against"]]
         ours = [rows[0]["from"], *[r["to"] for r in rows]]
         seeds = dict.fromkeys(str(len(r["difference_seeds"].split())) for r in rows)
+        papers = [r["paper"] for r in (first, *rows)]
         lines.append([
-            claim, " -> ".join(r["paper"] for r in (first, *rows) if r["paper"]),
+            claim, " -> ".join(papers) if "" not in papers else "not compared",
             "not run" if "" in ours else " -> ".join(map(percent, ours)),
             "; ".join(map(interval, rows)), ", ".join(seeds),
             "; ".join(dict.fromkeys(r["verdict"] for r in rows if r["verdict"]))])

@@ -2,9 +2,9 @@ r"""docs/walkthrough.md: one item through the whole paper, written from the run 
 
     python -m results.walkthrough --run runs/toy --output docs
 
-It has no logic of its own. Numbers come from functions of the six files or from records of the run;
-they are put into the sentences of walkthrough_page.txt. Items, groups and judgments are chosen by
-rules that stand on the page.
+Numbers come from functions of the six files or from records of the run; they are put into the
+sentences of walkthrough_page.txt. Only `rl_step` repeats what spct_rl.py does in its main(). Items,
+groups and judgments are chosen by rules that stand on the page.
 """
 import argparse
 import shlex
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from eval import credit, graded, item_credits, mean, report, verdict
+from eval import credit, graded, item_credits, mean, paired_ci, report, verdict
 from grm import (
     BOX,
     build_prompt,
@@ -42,6 +42,7 @@ from plumbing.runs import (
     write_text,
 )
 from results.principles import principles_in
+from spct_rft import fates_of
 from spct_rl import CLIP_EPS, group_advantages, grpo_loss, make_parts, token_logp
 
 JUDGES = {"base": "eval_base", "RFT": "eval_rft", "GRM": "eval_grm"}
@@ -99,7 +100,8 @@ def main():
     page = {name: "yes" if holds else "no" for name, holds in facts(row).items()} | {
         "command": shlex.join(["python", "-m", "results.walkthrough", *sys.argv[1:]]),
         "commit": commit, "seed": settings.seed, "prompt": turn["content"].strip(),
-        **about_item(examples[row["id"]], row), **about_step(step), **about_votes(row, rows),
+        **about_item(examples[row["id"]], row), **about_rft(run), **about_step(step),
+        **about_votes(row, rows), **about_meta_rm(run),
         **about_habit(habit, examples[habit["id"]], orders, judged, by_base)}
     text = (ROOT / "results" / "walkthrough_page.txt").read_text(encoding="utf-8")
     write_text(output / "walkthrough.md", string.Template(text).substitute(page))
@@ -200,6 +202,27 @@ def about_item(example, row):
         "ends": table(["end", "last line", "reason", "scores", "Eq. 10", "reward"], ends)}
 
 
+def about_rft(run):
+    pairs = [r for r in read_rows(run / "rft" / "judgments.jsonl") if len(r["rewards"]) == 2]
+    row = max(pairs, key=lambda r: len({(kind, fate) for kind, _, fate in fates_of(r)}))
+    counts = read_json(run / "rft" / "selection.json")
+    return {
+        "rft_item": row["id"], "rft_best": verdict(row["rewards"]) + 1,
+        "rft_items": f"{counts['items']:,}", "rft_kept": f"{counts['kept']:,}",
+        "rft_hinted": f"{counts['hinted'].get('kept', 0):,}",
+        "rft_fates": table(
+            ["prompt", "principles", "critique and scores, as shown", "scores", "Eq. 10", "fate"],
+            [["hinted" if kind == "hinted" else "plain", *cells(j["text"]), named(j["scores"]),
+              "correct" if j["correct"] else "not correct", fate.replace("_", " ")]
+             for kind, j, fate in fates_of(row)])}
+
+
+def about_meta_rm(run):
+    told = read_json(run / "meta_rm" / "report.json")
+    return {"meta_judgments": f"{told['train']:,}",
+            "meta_auc": f"{told['held_out']['all']['auc']:.2f}"}
+
+
 def about_step(step):
     args, A, words = step["args"], step["advantages"], step["words"]
     before, after, mask = step["before"], step["after"], step["mask"]            # (G, T)
@@ -250,9 +273,12 @@ def about_votes(row, rows):
                       best(guided)])
     accuracy = {method: item_credits(graded(rows), k, method).values()
                 for method in ("vote", "guided", "random")}
+    ends = paired_ci(*(list(accuracy[method]) for method in ("vote", "guided")))
     return {
         "kept": kept, "kept_correct": sum(labels[:kept]), "parsed": len(labels),
         "all_correct": sum(labels), "items": len(accuracy["vote"]),
+        "guided_difference": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in (
+            mean(accuracy["guided"]) - mean(accuracy["vote"]), *ends))),
         "auc": "not defined, as all are alike" if auc is None else f"{auc:.2f}",
         "votes": table(["k", "votes", "best", "k_meta", "guided votes", "best"], votes),
         "picks": table(
@@ -312,31 +338,39 @@ def draw_votes(row, path):
     """The lead of the best response: in each judgment alone, and in the votes against k."""
     scores, logits, truth = [s["scores"] for s in row["samples"]], row["meta_logits"], verdict(
         row["rewards"])
-    places, half = range(1, len(scores) + 1), default_k_meta(len(scores))
+    ks, half = range(1, len(scores) + 1), default_k_meta(len(scores))
     parsed = sorted((j for j, s in enumerate(scores) if s), key=lambda j: -logits[j])
 
     def lead(votes):  # points before the other response
         return votes[truth] - votes[1 - truth] if votes else 0
-    figure, (single, summed) = subplots(sharex=True)
-    single.bar(places, [lead(s) for s in scores],
+    figure, (single, summed) = subplots()
+    single.bar(range(len(scores)), [lead(s) for s in scores],
                color=[LOOKS["guided"].colour if j in parsed[:half] else "0.75"
                       for j in range(len(scores))])
     single.set_title(f"Alone: {sum(lead(s) > 0 for s in scores)} of {len(scores)} judgments are "
                      "correct (bars up); in colour: the meta RM's half", loc="left", fontsize=12)
-    leads = {"vote": [lead(vote(scores[:k])) for k in places],
-             "guided": [lead(meta_vote(scores[:k], logits, default_k_meta(k))) for k in places]}
+    ties = [j for j in parsed if not lead(scores[j])]
+    single.plot(ties, [0] * len(ties), "o", ms=4, color="0.4")
+    single.set_xlabel("judgment (a dot is a tie)" if ties else "judgment")
+    leads = {"vote": [lead(vote(scores[:k])) for k in ks],
+             "guided": [lead(meta_vote(scores[:k], logits, default_k_meta(k))) for k in ks]}
     for (method, values), style in zip(leads.items(), ("-", "--")):
-        summed.plot(places, values, style, lw=2, color=LOOKS[method].colour)
+        summed.plot(ks, values, style, lw=2, color=LOOKS[method].colour)
     label_ends(summed, [(values[-1], f"{LOOKS[method].name} {values[-1]:+d}", LOOKS[method].colour)
                         for method, values in leads.items()], gap=0.1)
-    all_k, guided = ("right" if values[-1] > 0 else "not right" for values in leads.values())
-    summed.set_title(f"Together: all {len(scores)} vote {all_k}, the meta RM's half votes {guided}",
-                     loc="left", fontsize=12)
+    found = [f"{LOOKS[method].name} {right_from(values)}" for method, values in leads.items()]
+    summed.set_title("Together: " + ", ".join(found), loc="left", fontsize=12)
     summed.set_xlabel("judgments, k")
     for axes in (single, summed):
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_ylabel("lead of the best, points")
     save_figure(figure, path, "")
+
+
+def right_from(leads):
+    """From which k on the best response leads.  leads: its lead for k = 1, 2, ..."""
+    k = next((k for k in range(len(leads)) if min(leads[k:]) > 0), None)
+    return "do not end right" if k is None else f"are right from k = {k + 1} on"
 
 
 def subplots(**options):

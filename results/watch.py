@@ -17,7 +17,7 @@ from plumbing.runs import UserError, command_line, read_flags, read_rows
 
 WIDTH = 58  # letters of a column in print
 OTHERS = [Look(colour, line, "", "") for colour, line in (  # runs that have no name of the paper's
-    ("black", "-"), ("#c2548c", "--"), ("#6b8e23", ":"), ("#7a4b2a", "-."))]
+    ("#c2548c", "--"), ("#6b8e23", ":"), ("#7a4b2a", "-."), ("#4a6fa5", (0, (1, 1))))]
 
 
 def read_groups(words):
@@ -57,8 +57,9 @@ def early_and_late(rows):
 
 def told(row):
     """One judgment in print: its reward and advantage, then what it wrote."""
+    shown = ", ".join(str(i + 1) for i in row["permutation"])
     yield (f"reward {row['rule_reward']:+g}, advantage {row['advantage']:+.2f}; scores "
-           f"{row['scores'] or row['reason']}")
+           f"{row['scores'] or row['reason']}; shown in the order {shown}")
     yield from row["text"].strip().splitlines()
 
 

@@ -9,8 +9,10 @@ further training on noisy judgments, in the way that real LLM judges are: by two
 judgments share, a liking for the response shown first and for the longest one. They do not come
 from what is written in a response, so its knowledge stays larger than its verdicts show. Its other
 faults are few and ill-chosen principles with arbitrary weights, and some slips.
-Pretraining also teaches it to follow a hint, right or wrong, and to use a reference answer. The
-damage leaves judgments that are shown a reference as clean as they were.
+Pretraining also teaches it to follow a hint, right or wrong, and to use a reference answer. In the
+damage's lessons the judgments that are shown a reference stay clean.
+The committed base was pretrained in two parts, the second with more lists than the first
+(results/LOG.md). This command makes a sibling of it, not the same weights.
 No rule acts at inference: habits are in the weights. After that nothing is ever told to the model
 again but what the paper's recipe tells a model: which response is best. All scores anywhere are
 parsed from text that the model wrote; the truth in here is used for labels and for analysis only.
@@ -230,7 +232,10 @@ def make_tokenizer(folder):
 # ----- the base model: pretraining, then damage -----
 
 def lesson(rng, noisy, progress):
-    """One training chat: (messages, answer); progress 0..1: words, single responses, lists."""
+    """One training chat: (messages, answer).
+
+    progress: 0 at the start, 2 at the end of pretraining: words, single responses, lists.
+    """
     # Words first, in short cheap chats: a model that did not know them read no text in 400 steps.
     general = 1 - 0.3 * progress if progress < 0.3 else 0.3 if progress < 0.6 else 0.12
     if rng.random() < general:

@@ -156,7 +156,7 @@ def items(split, count, seed=0, domain=None, exclude_domain=None, n=None):
     """`count` items of a split; the hash of an item's text decides its split, so they are disjoint.
 
     domain / exclude_domain: only these of the same stream; ids do not change with what is left out.
-    (The base model was pretrained on the generator itself, unsplit; so were its noisy judgments.)
+    (Pretraining and damage of the base draw from the generator itself, unsplit.)
     """
     if split not in PLACES:
         raise UserError(f"the toy world has the splits {sorted(PLACES)}, not {split!r}")

@@ -163,6 +163,12 @@ def test_the_walkthrough_shows_what_the_functions_give(demo, tmp_path, cli):
     assert given(ends[0][3]) == scores[0] and all(
         float(cells[5]) == rule_reward(given(cells[3]), rewards) for cells in ends)
 
+    fates = cells_below(page, "prompt | principles")
+    assert [cells[0] for cells in fates] == ["plain"] * 3 + ["hinted"]
+    assert all(cells[5] == "incorrect" for cells in fates if cells[4] == "not correct")
+    counts = read_json(demo[0] / "rft" / "selection.json")
+    assert f"kept {counts['kept']:,} judgments" in page
+
     group = cells_below(page, "judgment | principles")
     earned = [rule_reward(given(cells[2]), rewards) for cells in group]
     assert [float(cells[3]) for cells in group] == earned and len(group) == 4

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import ROOT, error_of
 
-from plumbing.runs import read_json, write_json, write_rows
+from plumbing.runs import UserError, read_json, write_json, write_rows
 from results import ablate, demo, reproduce, tables
 
 MODELS = {"rl": "rft", "eval_rft": "rft", "eval_grm": "rl"}  # run: from which model it was made
@@ -72,6 +72,22 @@ def test_the_variant_is_trained_alone_and_compared_with_the_demo_item_by_item(ma
     count = len(made)
     again = cli("results.ablate", "straight")
     assert again[0] == 0 and len(made) == count and "rl: done before" in again[1]
+
+
+def test_what_was_made_from_something_else_is_not_taken_for_done(made, cli):
+    """A demo whose RFT is made again makes all behind it; a variant of RL has that RFT."""
+    parser = argparse.ArgumentParser()
+    demo.add_flags(parser)
+    flags = parser.parse_args(["--rft", "--epochs 2"])
+    demo.run_stages(demo.commands(flags, Path("runs/toy")), Path("runs/toy"))
+    assert [Path(words[1]).name for words in made] == [
+        "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", *["eval.py"] * 3]
+    out, args = Path("runs/ablations/beta-0"), argparse.Namespace(demo="runs/toy")
+    ablate.check_start("beta-0", args, out)  # nothing was made yet
+    write_json(out / "rl" / "config.json", {"made_from": {"model": "other"}})
+    with pytest.raises(UserError, match="made from another RFT model than runs/toy has now"):
+        ablate.check_start("beta-0", args, out)
+    ablate.check_start("straight", args, out)  # begins from the base
 
 
 @pytest.mark.parametrize("damage, words, said", [

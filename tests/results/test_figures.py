@@ -94,6 +94,8 @@ def test_labels_are_kept_apart_and_in_order():
 def test_no_two_looks_are_alike_in_colour_or_in_grey():
     looks = figures.LOOKS.values()
     assert len({look.colour for look in looks}) == len({look.name for look in looks}) == len(looks)
+    other = [look.colour for look in watch.OTHERS]
+    assert len({*other, *(look.colour for look in looks)}) == len(looks) + len(other) > 11
     assert len({look.marker for look in looks}) == len(looks)
 
 
@@ -151,7 +153,7 @@ def test_fig_4_stands_beside_the_papers_and_both_titles_follow_the_numbers(kept)
         del compute[row]
     drawn.draw_compute(compute, None)
     drawn.draw_fig4(compute, scaling, None)
-    assert kept.titles[3].startswith("Accuracy, %: medium, 32 votes ")
+    assert kept.titles[3].startswith("32 votes of medium cost 32 times as much")
     assert "of medium are" in kept.figures[-1].axes[1].get_title(loc="left")
 
 
@@ -162,13 +164,17 @@ def rows_of(*rewards):
             for i, r in enumerate(rewards, 1)]
 
 
-def test_a_course_is_the_mean_and_the_spread_of_runs_and_of_steps_around():
+def test_a_course_is_the_mean_and_the_spread_of_runs_and_of_steps_around(kept):
     few = figures.course([rows_of(0, 1), rows_of(2, 1, 5)], "reward/mean")
     assert few == ([1, 2, 3], [1, 1, 5], [1, 0, 0], 1)
     steps, means, stds, window = figures.course([rows_of(*range(60))], "reward/mean")
     assert (window, means[0], means[30], means[-1]) == (7, 1.5, 30, 57.5) and stds[30] == 2
     assert figures.course([rows_of(None, 1)], "reward/mean")[:2] == ([2], [1])
     looks = {"a": (None, [rows_of(*range(20)), rows_of(*[1] * 20)]), "b": (None, [rows_of(3)])}
+    shares = [{"step": i, "reward/parse_rate": r} for i, r in enumerate((1, 1, 0.8, 1))]
+    figures.draw_courses({"a": (figures.LOOKS["GRM"], [shares, shares[::-1]])}, None, "title")
+    [band] = kept.figures[0].axes[0].collections
+    assert band.get_paths()[0].vertices[:, 1].max() == 1  # no share is above 1
     assert figures.risen(looks, "reward/mean") == (
         "Reward, first to last tenth of the steps: a 0.75 to 9.75, b 3.00 to 3.00")
 
@@ -176,7 +182,8 @@ def test_a_course_is_the_mean_and_the_spread_of_runs_and_of_steps_around():
 def judgments(step, item, *rule_rewards, **more):
     return [{"step": step, "id": item, "prompt": f"Judge {item}.", "text": f"At {step}: {r}",
              "scores": [2, 8] if r > 0 else None, "reason": "no_box", "rewards": [0, 1],
-             "rule_reward": r, "advantage": r / 2} | more for r in rule_rewards]
+             "rule_reward": r, "advantage": r / 2, "permutation": [1, 0]} | more
+            for r in rule_rewards]
 
 
 def test_early_judgments_stand_beside_late_ones_of_the_same_item_if_there_are(cli, tmp_path):
@@ -195,7 +202,8 @@ def test_early_judgments_stand_beside_late_ones_of_the_same_item_if_there_are(cl
     assert "item a at step 1, labels [0, 1], and item a at step 4, labels [0, 1]" in out
     lines = [[cell.strip() for cell in line.split(" | ")] for line in out.splitlines()]
     assert ["Judge a."] * 2 in lines and ["At 1: 1", "At 4: 1"] in lines
-    assert ["reward -1, advantage -0.50; scores no_box"] * 2 in lines
+    assert ["reward -1, advantage -0.50; scores no_box; shown in the"] * 2 in lines
+    assert ["order 2, 1"] * 2 in lines
     rows = list(csv.DictReader((tmp_path / "w.csv").open()))
     assert [(r["run"], r["number"], r["step"]) for r in rows][::4] == [
         ("GRM", "0", "1"), ("GRM", "1", "1")]

@@ -139,6 +139,7 @@ def test_both_tables_from_the_records_of_runs_whose_reasons_are_known(on_record)
     assert float(rows["GRM, correct, votes - left out"]["reads rightly"]) > 0.9
     auc = rows["GRM, ROC-AUC within items"]
     assert float(auc["all three"]) > 0.98 and 0.4 < float(auc["correct"]) < 0.6
+    assert 0 < int(auc["all three items"]) <= int(right["items"]) and "items of" not in auc
     assert abs(float(rows["GRM - GRM-RFT, correct"]["weighs rightly"])) == 0
 
     guidance.make((0, 1))
@@ -148,7 +149,11 @@ def test_both_tables_from_the_records_of_runs_whose_reasons_are_known(on_record)
             float(rows["GRM"][f"guided@{k}"]) - float(rows["GRM"][f"vote@{k}"]), abs=1e-4)
     assert float(rows["GRM"]["judgments seen"]) == 7 * 16
     assert {"base, even", "SmolLM2, rl-1e-4"} <= set(rows)
-    assert set(read_csv("guidance_predictors")) == set(guidance.PREDICTORS)
+    told = read_csv("guidance_predictors")
+    assert set(told) == set(guidance.PREDICTORS)
+    assert set(told["plain accuracy"]) == {"predictor", *(
+        f"{where}@{k}" for where in ("all", "toy", "toy domains") for k in (8, 32))}
+    assert told["plain accuracy"]["all@32"] != told["plain accuracy"]["toy@32"]
     filled = Path("results/README.md").read_text()
     assert "old" not in filled and filled.count("| GRM") > 4
     assert all(Path(f"results/{name}.png").exists() for name in ("reasons", "guidance"))
@@ -172,7 +177,10 @@ def test_gains_and_what_might_predict_them_by_hand():
         0.5, 1.0, 0.5)
     p, pairs = (12 / 32 + 1) / 2, (12 * 11 / (32 * 31) + 1) / 2
     assert found["errors together"] == pytest.approx((pairs - p * p) / (p - p * p))
-    assert found["seeds@32"] == "+50.0"
+    assert found["seeds@32"] == "+50.0" and found["low@32"] == 0 < found["high@32"]
+    for row in (rows := [lost, row_of([1] * 32, [0.0] * 32, id="y")]):
+        row["cluster"] = "one prompt"  # drawn as a whole
+    assert guidance.measure({0: rows})["low@32"] == 0.5
 
 
 def test_a_better_k_meta_is_graded_on_items_that_did_not_choose_it():
@@ -182,6 +190,8 @@ def test_a_better_k_meta_is_graded_on_items_that_did_not_choose_it():
     few = [row_of([1] * 4 + [0] * 28, [2.0] * 4 + [1.0] * 28, id=i) for i in range(6)]
     found = guidance.sweep({0: few})
     assert found["best k_meta"] <= 4 and found["over half"] == 1
+    blind = [row_of([0] * 15 + [1] * 17, [1.0] * 15 + [0.0] * 17)]  # best left alone
+    assert guidance.sweep({0: blind})["best k_meta"] == 32
     many = [row_of([0] * 8 + [1] * 24, [2.0] * 8 + [1.0] * 24, id=i + 6) for i in range(6)]
     mixed = [row for pair in zip(few, many, strict=True) for row in pair]
     assert guidance.sweep({0: mixed})["over half"] < 0

@@ -274,7 +274,7 @@ def test_every_table_and_figure_is_made_from_the_records_of_the_plan_alone(put, 
     assert claims[1] == "| claim | paper | here | difference, points | seeds | verdict |"
     assert claims[2] == "| --- | --- | --- | --- | --- | --- |"
     assert [line.split("|")[1].strip() for line in claims[3:-1]] == [c for c, _, _ in tables.CLAIMS]
-    assert len(claims) == 3 + 8 + 1 and "not run" not in "".join(claims)
+    assert len(claims) == 3 + len(tables.CLAIMS) + 1 and "not run" not in "".join(claims)
     filled = (tmp_path / "results" / "README.md").read_text()
     assert "old" not in filled and filled.count("<!-- end -->") == len(made)
 
@@ -285,10 +285,24 @@ def test_a_claim_chains_the_numbers_of_its_rows(put):
         put("grm/after_rft/greedy", right_and_wrong(0, 0, 1, 1), seed)
         put("grm/greedy", right_and_wrong(0, 1, 1, 1), seed)
         records.record_finished(seed)
-    line = tables.claim_lines(tables.make_tables((0, 1)))[2]
-    assert [cell.strip() for cell in line.split("|")[1:-1]] == [
-        "greedy: base < RFT < GRM", "68.8 -> 69.9", "25.0 -> 50.0 -> 75.0",
-        "+0.0 to +75.0; +0.0 to +75.0", "2", "unclear"]
+    base, grm = tables.claim_lines(tables.make_tables((0, 1)))[2:4]
+    assert [cell.strip() for cell in grm.split("|")[1:-1]] == [
+        "greedy: RFT < GRM", "68.8 -> 69.9", "50.0 -> 75.0", "+0.00 to +75.0", "2", "unclear"]
+    assert [cell.strip() for cell in base.split("|")[1:-1]] == [
+        "greedy: base < RFT", "not compared", "25.0 -> 50.0", "+0.00 to +75.0", "2", ""]
+
+
+def test_an_untrained_judge_with_fewer_seeds_is_compared_with_every_seed_of_the_other(put):
+    for seed in (0, 1, 2):
+        if seed < 2:
+            put("base/greedy", right_and_wrong(*[0] * 7, 1), seed)
+        put("grm/after_rft/greedy", right_and_wrong(*[seed < 2] * 8), seed)
+        records.record_finished(seed)
+    rows = [["base", "base/greedy", "greedy"],
+            ["RFT", "grm/after_rft/greedy", "greedy", "", "base", "gain 1"]]
+    row = tables.finish((0, 1, 2), rows)[1]
+    assert row["difference_low"] > 0 and row["difference_seeds"] == "0 1 2"
+    assert row["verdict"] == "unclear"  # the third seed is below the base
 
 
 def test_the_committed_tables_come_from_the_committed_records(tmp_path, monkeypatch):
