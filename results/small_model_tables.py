@@ -228,9 +228,9 @@ def draw(runs, path):
               "guided": lambda r, k: item_credit(r, k, "guided"),
               "random": lambda r, k: item_credit(r, k, "random")}
     figure, panels = new_figure((5.5 * len(runs), 4.4), columns=len(runs))
-    drawn = []
+    drawn, found = [], []
     for rows in runs.values():
-        curves = []
+        curves, last = [], {}
         for method, value in values.items():
             points = []
             for k in (k for k in (1, 2, 4, 8, 16, 32) if k <= len(rows[0]["samples"])):
@@ -238,14 +238,17 @@ def draw(runs, path):
                 low, high = bootstrap_ci(credits, clusters=clusters_of(rows))
                 points.append({"k": k, "accuracy": mean(credits), "low": low, "high": high})
             curves.append((LOOKS[method], LOOKS[method].name, points))
+            last[LOOKS[method].name] = credits
         drawn.append(curves)
+        one, two = sorted(last, key=lambda name: -mean(last[name]))[:2]
+        low, _ = paired_ci(last[two], last[one], clusters=clusters_of(rows))
+        found.append(f"k = {k}: {one} above {two}" if low > 0 else
+                     f"k = {k}: {one} and {two} are not told apart")
     ends = [p[end] for curves in drawn for *_, points in curves for p in points
             for end in ("low", "high")]
-    for axes, name, curves in zip(panels, runs, drawn, strict=True):
+    for axes, name, curves, told in zip(panels, runs, drawn, found, strict=True):
         draw_panel(axes, curves, limits=(min(ends), max(ends)))
-        best = max(curves, key=lambda curve: curve[2][-1]["accuracy"])[1]
-        axes.set_title(f"{name}, k = {curves[0][2][-1]['k']}: highest is {best}", loc="left",
-                       fontsize=12)
+        axes.set_title(f"{name},\n{told}", loc="left", fontsize=12)
     panels[0].set_ylabel("accuracy, %")
     save_figure(figure, path, "", " and ".join(
         dict.fromkeys(str(len(rows)) for rows in runs.values())) + " test items; bands: 95 % "

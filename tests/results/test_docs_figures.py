@@ -68,7 +68,7 @@ def test_the_claims_are_those_of_the_tables():
             for name in {name for _, name, _ in tables.CLAIMS}}
     made = "\n".join(tables.claim_lines(rows))
     [shown] = re.findall(r"<!-- claims -->\n(.*?)\n<!-- end -->", README, re.S)
-    number = r"-?\d+\.\d"
+    number = r"-?\d+\.\d+"
     assert re.sub(number, "", shown) == re.sub(number, "", made)
     assert [float(x) for x in re.findall(number, shown)] == pytest.approx(
         [float(x) for x in re.findall(number, made)], abs=0.101)  # the CSV files are rounded
