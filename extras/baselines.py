@@ -410,6 +410,8 @@ def read_arguments():
                         f"without n = 1): {DATA_HELP}")
     parser.add_argument("--limit", type=int, default=1500,
                         help="training items before n = 1 is left out (paper: 237K)")
+    parser.add_argument("--exclude_domain", help="hold one domain out (generalisation run); of "
+                        "judge: in --rft and --rl instead")
     parser.add_argument("--test_data",
                         help="items to evaluate on (their test split); default --data")
     parser.add_argument("--test_limit", type=int, help="only the first test items")
@@ -463,7 +465,8 @@ def main():
     if args.method == "tokenprob":
         its, items = judged_before(args)
     else:
-        items = load_examples(args.data, "train", args.limit, labelled=True, at_least=2)
+        items = load_examples(args.data, "train", args.limit, labelled=True, at_least=2,
+                              exclude_domain=args.exclude_domain)
         test = load_examples(args.test_data, "test", args.test_limit, labelled=True,
                              at_least=2 if args.method == "pairrm" else 1)
         if not any(len(e.responses) > 1 for e in test):

@@ -116,6 +116,7 @@ def plan(seed):
     rft("heldout", "heldout", "--exclude_domain safety")
     rl("heldout", "heldout", flags="--exclude_domain safety")
     greedy("heldout", "heldout", f"{s}/heldout/rl/model")
+    run("heldout", "heldout/btrm", "-m extras.baselines btrm --exclude_domain safety")
     # Not in the paper: when guidance pays. A shorter RL, meta RMs of other data
     rl("guidance", "guidance/rl-10", f"{s}/grm/rft/model", "--steps 10")
     votes("guidance", "guidance/rl-10/voting", f"{s}/guidance/rl-10/rl/model", 32,
