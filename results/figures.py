@@ -212,6 +212,8 @@ def draw_guidance(rows, best, path):
             right.plot([r["best k_meta"]], [swept[r["best k_meta"]]], "*", ms=12,
                        color=look.colour)
             labels.append((list(swept.values())[-1], f"{i} {name}", look.colour))
+    left.set_yscale("symlog", linthresh=4)  # most gains lie near 0
+    left.set_yticks([-4, -2, 0, 2, 4, 10, 20], ["-4", "-2", "0", "2", "4", "10", "20"])
     left.set_xlabel(f"{predictor}, %")
     left.set_ylabel("guided - plain votes, points")
     right.set_xlabel("k_meta: judgments of 32 that vote")
@@ -225,7 +227,8 @@ def draw_guidance(rows, best, path):
                 f"{max(gains):+.1f} points; rank correlation with {predictor}: "
                 f"{best['all@32']:.2f}, on the toy alone {best['toy@32']:.2f}",
                 "A number is a judge and its meta RM; e: every response first equally often. "
-                "Filled: k = 32; hollow: k = 8. Star: the best k_meta; dotted: the paper's k/2. "
+                "Filled: k = 32; hollow: k = 8. Left: a logarithmic scale beyond 4 points. "
+                "Star: the best k_meta; dotted: the paper's k/2. "
                 "95 % intervals over items.")
 
 
