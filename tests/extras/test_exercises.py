@@ -134,6 +134,8 @@ WRONG = [
      ["large"]),
     ("09", "size=(draws, len(sums))", "size=(draws, len(values))", ["copies"]),
     ("09", "[0.025, 0.975]", "[0.25, 0.75]", ["alone"]),
+    ("09", "[0.025, 0.975]", "[0.05, 0.95]", ["alone", "copies"]),
+    ("09", "[0.025, 0.975]", "[0.005, 0.995]", ["alone", "copies", "large"]),
     ("09", "default_rng(seed)", "default_rng()", ["same seed"]),
     ("09", 'raise ValueError("no values")', "return 0.0, 0.0", ["ValueError"]),
     ("10", FIRST, "best == 0", ["as in eval.py", "likes the first"]),  # first in original order
