@@ -19,8 +19,10 @@ import importlib.util
 import inspect
 import json
 import math
+import os
 import random
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -171,11 +173,27 @@ def task_06(t):
            if rng.random() < 0.8]
     rng.shuffle(grm)
 
+    def items(part):
+        return {row[0] for row in part}
+
+    def elsewhere():
+        """The split of another process, where hash(str) differs."""
+        program = ("import json, runpy, sys; rows = [tuple(row) for row in json.load(sys.stdin)]; "
+                   "print(json.dumps(runpy.run_path(sys.argv[1])['split'](rows)))")
+        done = subprocess.run([sys.executable, "-c", program, t.module.__file__], text=True,
+                              input=json.dumps(rft), capture_output=True,
+                              env=os.environ | {"PYTHONHASHSEED": "2504"})
+        return done.stdout and json.loads(done.stdout.splitlines()[-1])
+
     def leak():
         train, held = zip(t.split(rft), t.split(grm))
         kept = [sorted(a + b) == sorted(rows) for a, b, rows in zip(train, held, (rft, grm))]
-        both = {r[0] for part in train for r in part} & {r[0] for part in held for r in part}
-        return kept, len(both), 0.05 < len({r[0] for r in held[0]}) / 400 < 0.15
+        both = items(train[0] + train[1]) & items(held[0] + held[1])
+        half, other = t.split(rft, held_out=0.5)[1], t.split(rft, seed=1)[1]
+        there = elsewhere()
+        return (kept, len(both), 0.05 < len(items(held[0])) / 400 < 0.15,
+                0.4 < len(items(half)) / 400 < 0.6, items(other) != items(held[0]),
+                bool(there) and items(there[1]) == items(held[0]))
     return [
         (2, "what the meta RM may learn from", lambda: labels(
             one(False, [2, 7], [0, 1], [0, 1]), one(True, [7, 2], [0, 1], [0, 1]),
@@ -185,8 +203,9 @@ def task_06(t):
             one(False, [8, 8], [0, 1], [0, 1]), one(False, [9, 5], [1, 0], [0, 1]),
             one(False, [10, 7], [1, 0], [0, 1]), one(False, [1, 2, 9], [2, 0, 1], [0, 1, 0]),
             one(False, [9, 1, 2], [2, 0, 1], [0, 1, 0])), [0.0, 1.0, 1.0, 1.0, 0.0]),
-        (2, "split: (all rows kept, items on both sides, about a tenth held out)", leak,
-         ([True, True], 0, True)),
+        (2, "split: (all rows kept, items on both sides, about a tenth held out, half with "
+         "held_out=0.5, others with another seed, the same in another process)", leak,
+         ([True, True], 0, True, True, True, True)),
     ]
 
 

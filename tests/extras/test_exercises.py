@@ -117,6 +117,11 @@ WRONG = [
     ("06", TRAIN,  # by item, but each call draws its own items
      "(held if row[0] in random.Random(seed).sample(sorted({r[0] for r in rows}), round(held_out "
      "* len({r[0] for r in rows}))) else train).append(row)", ["split"]),
+    ("06", TRAIN, "(held if hash(row[0]) % 10 == 0 else train).append(row)", ["split"]),
+    ("06", 'random.Random(f"{seed}/{row[0]}")', "random.Random(hash((seed, row[0])))",
+     ["split"]),  # hash(str) differs from process to process
+    ("06", 'f"{seed}/{row[0]}"', "row[0]", ["split"]),  # no seed
+    ("06", "random() < held_out", "random() < 0.1", ["split"]),
     ("07", K_META, "max(1, len(meta_logits) // 2)", ["above k/2", "fixed"]),
     ("07", K_META, "len(meta_logits)", ["random", "above k/2", "fixed"]),
     ("07", K_META, "1", ["above k/2", "fixed"]),
