@@ -19,6 +19,7 @@ import importlib.util
 import inspect
 import json
 import math
+import multiprocessing
 import os
 import random
 import signal
@@ -591,9 +592,47 @@ def line_of(error, path):
 def grade(path):
     """(points, possible points, [(what was missed, why)]) of one file.
 
-    It has a MINUTE altogether, of which each part gets an equal share of what is left.
+    It runs in a process of its own: an answer may end Python, or stay in one call of C, which no
+    alarm interrupts. Where there is no fork (Windows) it runs in this one, because a process that
+    does not start as a copy would import torch again.
     """
-    task, path = globals()[f"task_{path.stem[:2]}"], path.absolute()
+    possible = sum(worth for worth, *_ in task_of(path)(None))  # makes the data, for copies as well
+    if "fork" not in multiprocessing.get_all_start_methods():
+        return grade_here(path)
+    here, there = multiprocessing.Pipe(duplex=False)
+    child = multiprocessing.get_context("fork").Process(target=send_grade, args=(path, there))
+    child.start()
+    there.close()  # so that the end of the child is the end of the pipe
+    try:
+        if here.poll(MINUTE + 2):  # what an alarm interrupts has ended before
+            return here.recv()
+        why = f"took more than {MINUTE:.3g} seconds"
+    except EOFError:
+        why = "ended Python"
+    finally:
+        child.kill()
+        child.join()
+    return 0, possible, [(path.name, why)]
+
+
+def send_grade(path, pipe):
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent tells of Ctrl-C
+    torch.set_num_threads(1)  # a copy of a process has none of its threads
+    found = grade_here(path)
+    sys.stdout.flush()  # what the answer printed; the parent kills what still runs
+    pipe.send(found)
+
+
+def task_of(path):
+    return globals()[f"task_{path.stem[:2]}"]
+
+
+def grade_here(path):
+    """As `grade`, in this process.
+
+    A file has a MINUTE altogether, of which each part gets an equal share of what is left.
+    """
+    task, path = task_of(path), path.absolute()
     possible = [worth for worth, *_ in task(None)]
     points, missed, end = 0, [], time.monotonic() + MINUTE
 

@@ -230,19 +230,25 @@ def test_what_was_missed_names_the_line_the_call_and_the_whole_expected_value(tm
 
 
 def test_an_answer_that_leaves_or_never_ends_earns_nothing_and_stops_nothing(tmp_path, monkeypatch):
-    (tmp_path / "01_correct.py").write_text("raise SystemExit(0)", encoding="utf-8")
-    points, possible, missed = check.grade(tmp_path / "01_correct.py")
-    assert points == 0 < possible and "line 1: SystemExit" in missed[0][1]
+    def grade(source):
+        (tmp_path / "01_correct.py").write_text(source, encoding="utf-8")
+        points, possible, missed = check.grade(tmp_path / "01_correct.py")
+        assert possible == 4
+        return points, [why for _, why in missed]
+    assert grade("raise SystemExit(0)") == (0, ["does not load: line 1: SystemExit(0)"])
     if not hasattr(signal, "SIGALRM"):
         return
+    assert grade("import os\nos._exit(0)") == (0, ["ended Python"])
     with pytest.raises(check.TooLong, match="more than 0.2 seconds"), check.limited(0.2):
         while True:
             with contextlib.suppress(Exception):  # an answer that catches what it can
                 while True:
                     pass
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # no alarm is left behind
     # a file has its time altogether; what ends has its points
     monkeypatch.setattr(check, "MINUTE", 0.5)
-    (tmp_path / "01_correct.py").write_text(
+    start = time.monotonic()
+    points, missed = grade(
         "def is_correct(scores, rewards):\n"
         "    while scores is None or len(scores) == 1:\n"
         "        pass\n"
@@ -250,11 +256,10 @@ def test_an_answer_that_leaves_or_never_ends_earns_nothing_and_stops_nothing(tmp
         "    return best == max(scores) and scores.count(best) == 1\n"
         "def rule_reward(scores, rewards):\n"
         "    return 1.0 if is_correct(scores, rewards) else -1.0\n")
-    start = time.monotonic()
-    points, _, missed = check.grade(tmp_path / "01_correct.py")
-    assert time.monotonic() - start < 1 and points == 2
-    assert [bool(re.match("line [23]: .*TooLong", why)) for _, why in missed] == [True, True]
-    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)  # no alarm is left behind
+    assert time.monotonic() - start < 2 and points == 2
+    assert [bool(re.match("line [23]: .*TooLong", why)) for why in missed] == [True, True]
+    # one call, which hears of the alarm when it has ended
+    assert grade("sum(range(10 ** 13))") == (0, ["took more than 0.5 seconds"])
 
 
 def test_command_line(cli, tmp_path):
