@@ -332,17 +332,28 @@ def judged(likes, count, seed, copies=2, one_order=False):
     return rows
 
 
+def firsts(wins, count):
+    """Rows of two responses: the one shown first wins in `wins` of `count`."""
+    orders = [[i % 2, 1 - i % 2] for i in range(count)]
+    return [{"n": 2, "samples": [{"permutation": order, "scores": [
+        9 if response == order[i >= wins] else 3 for response in range(2)]}]}
+        for i, order in enumerate(orders)]
+
+
 def task_10(t):
     fair, first, last = judged((0, 0), 500, 1), judged((2, 0), 500, 2), judged((0, 2), 500, 3)
     copied = judged((0, 0), 60, 6, 32, one_order=True)
+    slight, few = firsts(1100, 2000), firsts(8, 12)  # 5 points, but certain; 17, but perhaps luck
     return [
         (1, "share and expected share, as in eval.py", lambda: [
             tuple(t.first_position(rows)) for rows in (fair, first)],
          [tuple(report(rows)[key] for key in ("first_position", "first_expected"))
           for rows in (fair, first)]),
-        (1, "a judge that likes the first place", lambda: bool(t.is_biased(first)), True),
+        (1, "a judge that likes the first place, much or (55 in 100 of 2,000) slightly", lambda: [
+            bool(t.is_biased(rows)) for rows in (first, slight)], [True, True]),
         (1, "a judge that likes the last place", lambda: bool(t.is_biased(last)), True),
-        (1, "a fair judge", lambda: bool(t.is_biased(fair)), False),
+        (1, "a fair judge, and one of which 8 verdicts of 12 say nothing yet", lambda: [
+            bool(t.is_biased(rows)) for rows in (fair, few)], [False, False]),
         (1, "a fair judge, 60 items with 32 copies of the same judgment", lambda: bool(
             t.is_biased(copied)), False),
     ]

@@ -149,9 +149,11 @@ WRONG = [
      ["as in eval.py"]),  # the first of a tie
     ("10", "1 / row[\"n\"]", "1 / 2", ["as in eval.py"]),
     ("10", BIASED, "bool(low > 0)", ["likes the last"]),
-    ("10", "(2000, len(rows))", "(500, 32 * len(rows))", ["copies"]),  # judgments for clusters
+    ("10", "(2000, len(rows))", "(100, 32 * len(rows))", ["copies"]),  # judgments for clusters
     ("10", BIASED, "False", ["likes the first", "likes the last"]),
     ("10", BIASED, "True", ["fair judge"]),
+    ("10", BIASED, "abs(sum(sums) / sum(counts)) > 0.1", ["likes the first", "8 verdicts"]),
+    ("10", BIASED, "abs(sum(sums) / sum(counts)) > 0.03", ["8 verdicts"]),
     ("11", UNREAD, UNREAD.replace("-1.0", "0.0"), ["one response", "two resp"]),
     ("11", UNREAD, UNREAD.replace("-1.0", "-0.5"), ["one response", "two resp"]),
     ("11", UNREAD, "if not scores or not scores[0]:\n        return -1.0", ["one resp"]),  # a 0
