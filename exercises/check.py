@@ -214,8 +214,9 @@ def task_06(t):
 def guided_samples(count, seed, k=16):
     """Toy items with k judgments each: noisy ones on half of the items, mostly clean on the others.
 
-    The meta logits are simulated: normal around 4 (correct) or 0, but one in ten is high whatever
-    the judgment. So 0 is no border, as with a meta RM trained where most judgments were correct.
+    The meta logits are simulated: normal around 4 (correct) or 0, but one in twenty is high,
+    whatever the judgment. So 0 is no border, as with a meta RM trained where most judgments were
+    correct. They are so clear that a good rule is 2 points above every fixed number: not luck.
     """
     rng, rows = random.Random(f"exercise 7/{seed}"), []
     for number in range(count):
@@ -229,7 +230,7 @@ def guided_samples(count, seed, k=16):
             text = make_base.judgment(rng, view, noisy=rng.random() >= clean, rating="1-10")
             scores.append(unpermute(parse_scores(text, len(order))[0], order))
         centre = [4 if is_correct(s, item.rewards) else 0 for s in scores]
-        logits = [2 + abs(rng.gauss(0, 3)) if rng.random() < 0.1 else rng.gauss(c, 2)
+        logits = [2 + abs(rng.gauss(0, 3)) if rng.random() < 0.05 else rng.gauss(c, 1)
                   for c in centre]
         rows.append({"id": f"{seed}-{number}", "rewards": item.rewards, "n": len(item.rewards),
                      "meta_logits": logits, "samples": [{"scores": s} for s in scores]})
@@ -244,6 +245,7 @@ def guided_credits(method, numbers):
 
 def task_07(t):
     rows = guided_samples(500, "grade")
+    fixed = {m: guided_credits("guided", (m,) * 500) for m in (1, 2, 4, 8, 12, 16)}
 
     @functools.cache
     def rule():
@@ -265,8 +267,8 @@ def task_07(t):
         (1, "above as many judgments drawn at random", lambda: above("random", rule()), True),
         (2, "above k/2", lambda: above("guided", [8] * 500), True),
         (2, "above every fixed number (list: those that are as good)", lambda: [
-            m for m in (1, 2, 4, 8, 12, 16) if sum(guided_credits("guided", (m,) * 500))
-            >= sum(guided_credits("guided", rule()))], []),
+            m for m, theirs in fixed.items()
+            if sum(theirs) >= sum(guided_credits("guided", rule()))], []),
     ]
 
 

@@ -12,6 +12,7 @@ import time
 import pytest
 from conftest import ROOT, error_of
 
+from eval import item_credit
 from exercises import check
 from grm import parse_scores
 
@@ -65,7 +66,7 @@ PLANTED = [  # the bugs of the three hunts: no other part is blamed but the whol
     ("11", UNREAD, "if scores is None and not rewards[1:]:\n        scores = [0]\n    " + UNREAD,
      ["one response"]),
 ]
-K_META = "max(1, sum(z > 3.5 for z in meta_logits))"
+K_META = "max(1, sum(z > 3 for z in meta_logits))"
 FIRST = 's["permutation"][0] == best'
 POOLED = """flat = [pair for row in rows for pair in zip(row["logits"], row["right"])]
     means = [sum(z for z, y in flat if y == x) / sum(y == x for _, y in flat) for x in (0, 1)]
@@ -126,11 +127,12 @@ WRONG = [
     ("07", K_META, "len(meta_logits)", ["random", "above k/2", "fixed"]),
     ("07", K_META, "1", ["above k/2", "fixed"]),
     ("07", K_META, "4", ["fixed"]),
-    ("07", K_META, "sum(z > 3.5 for z in meta_logits)",  # 0 now and then
+    ("07", K_META, "sum(z > 3 for z in meta_logits)",  # 0 now and then
      ["integer", "random", "above k/2", "fixed"]),
-    ("07", "sum(z > 3.5", "sum(z < 3.5", ["above k/2", "fixed"]),
-    ("07", "z > 3.5", "z > 0", ["above k/2", "fixed"]),  # without a look at the samples
-    ("07", "z > 3.5", "z > sum(meta_logits) / len(meta_logits)", ["fixed"]),
+    ("07", "z > 3", "z < 3", ["above k/2", "fixed"]),
+    ("07", "z > 3", "z > 0", ["above k/2", "fixed"]),  # without a look at the samples
+    ("07", "z > 3", "z > sum(meta_logits) / len(meta_logits)", ["fixed"]),
+    *[("07", "z > 3", f"z > {also}", []) for also in (2, 2.5, 3.5)],  # nearly as good on practice
     ("08", "(r == w) / 2", "0", ["half"]),
     ("08", "(r > w) + (r == w) / 2", "(r >= w)", ["half"]),
     ("08", "return None", "return 0.5", ["one class"]),
@@ -314,6 +316,25 @@ def test_the_file_of_judgments_is_right_for_the_wrong_reason_now_and_then():
     correct, incorrect = solution.shares(judgments)
     assert 30 <= len(judgments) <= 60 and 10 <= len(wrong) < 40
     assert correct[1] > incorrect[1] + 0.15 and 0 < correct[3] < 0.5  # the habit decides
+
+
+def test_the_threshold_of_task_7_is_what_the_practice_samples_say():
+    """Of thresholds by half points the best one there; there and in the grade above every number
+    with room for as good a rule."""
+    solution = check.load(EXERCISES / "solutions" / "07_k_meta.py").k_meta
+
+    def right(rule, seed):
+        return sum(item_credit(row, 16, "guided", rule(row["meta_logits"]))
+                   for row in check.guided_samples(500, seed)) / 5
+
+    def above(z):
+        return lambda logits: max(1, sum(logit > z for logit in logits))
+    halves = {z / 2: right(above(z / 2), "practice") for z in range(13)}
+    assert max(halves, key=halves.get) == 3 and halves[3] == right(solution, "practice")
+    assert all(halves[3] - 1 < halves[z] for z in (2, 2.5, 3.5))
+    for seed in ("practice", "grade"):
+        best = max(right(lambda _, m=m: m, seed) for m in (1, 2, 4, 8, 12, 16))
+        assert right(solution, seed) > best + 2, seed
 
 
 def test_practice_samples_are_not_those_of_the_grade(cli, tmp_path):
