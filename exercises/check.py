@@ -545,7 +545,10 @@ def load(path):
 
 
 class Watched:
-    """A student's module that keeps the calls of its functions: [name, arguments, result]."""
+    """A student's module that keeps the calls of its functions: [name, arguments, result].
+
+    What raised an error has no third.
+    """
 
     def __init__(self, module):
         self.module, self.calls = module, []
@@ -555,9 +558,9 @@ class Watched:
 
         def call(*args, **kwargs):
             given = [repr(plain(a)) for a in args] + [f"{k}={a!r}" for k, a in kwargs.items()]
-            self.calls.append([name, ", ".join(given), None])
+            self.calls.append([name, ", ".join(given)])
             result = function(*args, **kwargs)
-            self.calls[-1][2] = plain(result)
+            self.calls[-1].append(plain(result))
             return result
         return call
 
@@ -669,15 +672,23 @@ def grade_here(path):
             calls, got, expected = difference(t.calls, got, expected)
             why = f"gave {short(repr(got))}, expected {expected!r}"
             if calls:  # none if the answer is one that was kept
-                name, given, result = calls[-1]
-                if got != result:
-                    why = f"gave {short(repr(result))}, from which follows " + why[len("gave "):]
+                name, given, *result = calls[-1]
+                if result and [got] != result:
+                    why = f"gave {short(repr(*result))}, from which follows {why[len('gave '):]}"
                 why = f"{t.line(name)}{name}({short(given)}) {why}"
         except NotImplementedError:
             why = "not done yet"
         except (Exception, SystemExit, TooLong) as error:
-            called = f"{t.calls[-1][0]}({short(t.calls[-1][1])}) raised " if t.calls else ""
-            why = f"{line_of(error, path)}{called}{short(repr(error))}"
+            line, why = line_of(error, path), short(repr(error))
+            if t.calls:
+                name, given, *result = t.calls[-1]
+                if result and not line and isinstance(error, Exception):  # raised by this file
+                    line = t.line(name)
+                    why = f"gave {short(repr(*result))}, which cannot be used here: {why}"
+                else:
+                    why = f"raised {why}"
+                why = f"{name}({short(given)}) {why}"
+            why = line + why
         missed.append((what, why))
     return points, sum(possible), missed
 

@@ -228,7 +228,13 @@ def test_what_was_missed_names_the_line_the_call_and_the_whole_expected_value(tm
     assert re.search(r" \.\.\. .* gave \(0\.\d+, 0\.\d+\), expected \(0\.\d+, 0\.\d+\)$", interval)
     # an error: the line where it was raised, and the call
     assert missed("02_parse.py", "scores = [int(part)", "scores = [1 / 0")[0] == (
-        r"line 13: parse('Scores: \\boxed{8, 9}', 2) raised ZeroDivisionError('division by zero')")
+        r"line 11: parse('Scores: \\boxed{8, 9}', 2) raised ZeroDivisionError('division by zero')")
+    # an error that this repository met in what was given, for example in None without a `return`
+    assert missed("04_advantages.py", "    return advantages\n", "")[1] == (
+        "line 4: group_advantages([1.0, 1.0, 1.0], 1) gave None, which cannot be used here: "
+        """TypeError("'NoneType' object is not iterable")""")
+    assert re.search(r"^line 7: k_meta\(\[.*\]\) gave 0.5, which cannot .*0.5 is not an integer",
+                     missed("07_k_meta.py", K_META, "0.5")[0])
     [(_, why)] = check.grade(tmp_path / "nothing" / "01_correct.py")[2]
     assert why == "no such file"
 
