@@ -282,8 +282,9 @@ def test_command_line(cli, tmp_path):
     shutil.copy(EXERCISES / "solutions" / "01_correct.py", tmp_path)
     (tmp_path / "04_advantages.py").write_text("def group_advantages(rewards, G)\n    return 1\n")
     code, lines, _ = run("--folder", tmp_path, 1, 4, 8)
-    assert code == 1 and lines[0].endswith("4 / 4") and "line 1: SyntaxError" in lines[3]
-    assert "no such file" in lines[6] and lines[-1].split() == ["total", "4", "/", "12"]
+    assert code == 1 and lines[0] == f"== {tmp_path}" and lines[1].endswith("4 / 4")
+    assert "line 1: SyntaxError" in lines[4] and "no such file" in lines[7]
+    assert lines[-1].split() == ["total", "4", "/", "12"]
     nowhere = cli("exercises.check", "--folder", tmp_path / "nowhere")
     assert "no exercise" in error_of(nowhere)
     # untouched: a line each, which in a hunt does not tell where its bugs are
@@ -292,6 +293,11 @@ def test_command_line(cli, tmp_path):
     hunt = (EXERCISES / "05_grpo_bugs.py").read_text(encoding="utf-8")
     (tmp_path / "05_grpo_bugs.py").write_text(hunt.replace("ids != end", "ids != und"))
     assert "NameError" in "".join(run("--folder", tmp_path, 5)[1])  # but a slip is told
+    # changed in vain is not untouched, in whatever way its lines end
+    for right, wrong, said in ((b"ids != end", b"ids == end", "changed, but no bug is mended yet"),
+                               (b"\n", b"\r\n", "not done yet")):
+        (tmp_path / "05_grpo_bugs.py").write_bytes(hunt.encode().replace(right, wrong))
+        assert run("--folder", tmp_path, 5)[1][1] == f"05_grpo_bugs        0 / 8   {said}"
 
 
 def test_the_advised_copy_does_not_disturb_the_suite(tmp_path):
