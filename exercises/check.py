@@ -66,7 +66,7 @@ def task_01(t):
 def task_02(t):
     rng = random.Random(2)
     pieces = [r"\boxed{7, 2}", r"\boxed{7,x}", r"\boxed{3}", r"\boxed{11, 2}", r"\boxed{ 1 ,10 }",
-              "Scores: ", "8, 9", "}", ","]
+              "Scores: ", "8, 9", "}", ",", r"\boxed"]
     texts = ["".join(rng.choices(pieces, k=rng.randint(1, 5))) for _ in range(300)]
     return [
         (1, "forms seen in the paper", lambda: [t.parse(s, 2) for s in (

@@ -83,14 +83,13 @@ WRONG = [
     ("01", "    if len(scores) == 1:\n        return scores[0] == rewards[0]\n", "", ["single"]),
     ("01", "else -1.0", "else 0.0", ["rewards"]),
     ("01", "    if scores is None:\n        return False\n", "", ["unparsed"]),
-    ("02", "text.rfind", "text.find", ["last"]),
+    ("02", "boxes[-1]", "boxes[0]", ["last"]),
     ("02", "1 <= s <= 10", "0 <= s <= 10", ["repaired"]),
     ("02", "scores if all(1 <= s <= 10 for s in scores) else None",
      "[min(10, max(1, s)) for s in scores]", ["repaired", "300"]),
     ("02", "len(parts) != n or ", "", ["last", "repaired", "300"]),
-    ("02", 'text.rfind("\\\\boxed")',  # the last one that parses
-     'max([m.start() for m in re.finditer(r"\\\\boxed\\{[0-9, ]*\\}", text)], default=-1)',
-     ["last"]),
+    ("02", r"([^{}]*)(\}?)", r"([0-9, ]*)(\})", ["last"]),  # the last one that parses
+    ("02", r"\s*\{([^{}]*)(\}?)", r"(?:\s*\{([^{}]*)(\}?))?", ["300"]),  # the bare word counts
     ("03", "original[i] = shown[place]", "original[place] = shown[i]", ["list of three"]),
     ("03", "reverse=True", "reverse=False", ["guided"]),
     ("03", "if scores is not None]\n    return [sum", "if scores]\n    return [sum", []),  # equal
