@@ -87,6 +87,7 @@ def task_03(t):
     rng = random.Random(3)
     rows = [[None if rng.random() < 0.3 else [rng.randint(1, 10) for _ in range(3)]
              for _ in range(8)] for _ in range(50)]
+    rows.append([None] * 8)
     logits = [[None if s is None else rng.gauss(0, 1) for s in row] for row in rows]
     table_17 = [[8, 8], [5, 9], [7, 10]]
     return [
@@ -99,7 +100,7 @@ def task_03(t):
         (1, "guided: Fig. 3 keeps the first and the third, Table 17 leaves out the tie", lambda: [
             t.guided_vote(FIG3, [2.0, -1.0, 1.0, -2.0], 2),
             t.guided_vote(table_17, [-15.7781, 1.3126, 1.6739], 2)], [[5, 13], [12, 19]]),
-        (1, "50 items with unparsed judgments, as in infer_scale.py", lambda: [
+        (1, "51 items with unparsed judgments, at last none parsed, as in infer_scale.py", lambda: [
             (t.vote(s), t.guided_vote(s, z, 4)) for s, z in zip(rows, logits)],
          [(vote(s), meta_vote(s, z, 4)) for s, z in zip(rows, logits)]),
     ]

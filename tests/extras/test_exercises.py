@@ -96,6 +96,8 @@ WRONG = [
     ("03", "[sum(column) for column in zip(*valid)]",
      "[sum(column) / len(valid) for column in zip(*valid)]", ["Fig. 3"]),  # Eq. 12
     ("03", "[:k_meta]", "[:k_meta - 1]", ["guided"]),
+    ("03", "return vote([sample_scores[j] for j in best])",  # [] where nothing parsed
+     "return [sum(column) for column in zip(*[sample_scores[j] for j in best])]", ["none parsed"]),
     ("04", "/ G) ** 0.5", "/ (G - 1)) ** 0.5", ["hand"]),
     ("04", "(r - mean) / std if std > 1e-6 else 0.0", "(r - mean) / (std + 1e-4)", ["exactly"]),
     ("04", "rewards[start:start + G]", "rewards[start::len(rewards) // G][:G]", ["16 groups"]),
