@@ -33,6 +33,7 @@ def vote(sample_scores):
 def guided_vote(sample_scores, meta_logits, k_meta):
     """meta_logits: k numbers, None where the judgment did not parse.
 
-    With fewer than k_meta valid judgments all of them vote.
+    Returns n sums, or None if none is valid. With fewer than k_meta valid judgments all of them
+    vote.
     """
     raise NotImplementedError

@@ -28,9 +28,9 @@ def training_rows(judgments):
 def split(rows, held_out=0.1, seed=0):
     """(training rows, held-out rows): about `held_out` of the items, each with all its rows.
 
-    It is called twice: for the rows of the RFT stage, and later for those of the GRM, which are
-    other rows, in another order, of some of the same items. An item must fall on the same side both
-    times.
+    It is called twice, perhaps in another process: for the rows of the RFT stage, and later for
+    those of the GRM, which are other rows, in another order, of some of the same items. An item
+    must fall on the same side both times; with another seed others are held out.
     """
     rng = random.Random(seed)
     train, held = [], []

@@ -4,8 +4,8 @@ Guided voting keeps the k_meta judgments with the highest meta logits; the paper
 for every item. But on an easy item nearly all judgments are right and more votes help; on a hard
 one most are wrong. Write a rule that looks at the logits of the item. It is graded on items that
 you have not seen (16 judgments each, from the generator of toy_world/; the meta RM is simulated:
-its logits separate right from wrong, but where the border lies is for you to see, and every tenth
-judgment it likes for no reason at all):
+its logits separate right from wrong, but where the border lies is for you to see, and one judgment
+in twenty it likes for no reason at all):
 
   1 point    an integer from 1 to k for every item;
   1 point    above as many judgments drawn at RANDOM (paired 95 % interval above 0);

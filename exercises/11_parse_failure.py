@@ -6,7 +6,8 @@ Reinforcement learning finds whatever pays. With this code the mean reward rose 
 fewer judgments could be read: in three places it pays not to be read. Every function is meant to
 do what its docstring says; find the places where it does not.
 
-A judgment: {"text", "finished"}; finished is False if it was cut off at the token limit.
+A judgment: {"text", "finished"}; finished is False if it was cut off at the token limit. The range
+of the scores, and a box without its end, are not the point here (they are in task 2).
 """
 import re
 

@@ -4,10 +4,11 @@ Paper §3.2 (Eqs. 10, 11), App. F.2. 6 points.
 
 The reward looks at scores only. A judgment with wrong reasons may be right by luck, and is then
 rewarded like a true one. Where the truth is known, it can be counted. Each line of
-12_judgments.jsonl is one judgment of two responses: "id", "query", "responses", "rewards" (Eq. 10),
-the truth: "weights" {criterion that counts: percent}, "levels" (per response {criterion: -2..2}),
-what the judge wrote: "text", and its "scores". `read` below reads a text. Three questions, after
-the three faults of App. F.2 (improper principles, incorrect critiques, imbalanced weights):
+12_judgments.jsonl is one judgment of two responses, in the order shown ("Response 1" is
+responses[0]): "id", "query", "responses", "rewards" (Eq. 10), the truth: "weights" {criterion that
+counts: percent}, "levels" (per response {criterion: -2..2}), what the judge wrote: "text", and its
+"scores". `read` below reads a text. Three questions, after three of the four faults of App. F.2
+(improper principles, incorrect critiques, imbalanced weights):
 
   principles  does every criterion that it names count?
   critique    is every verdict that it writes the true level of that response?

@@ -38,8 +38,8 @@ def turning_point(t, f):
 def advice(rows):
     """rows: per item {"right": [k times True or False], "logits": [k floats of the meta RM]}.
 
-    Three ways: "one" judgment; "votes", the majority of all k; "guided", the majority of the k/2
-    with the highest logits. Half and half counts 1/2. Returns the cheapest one (in this order)
-    whose accuracy on these rows is within 2 points of the best of the three.
+    Three ways: "one" judgment, the mean over the k; "votes", the majority of all k; "guided", the
+    majority of the k/2 with the highest logits. Half and half counts 1/2. Returns the cheapest one
+    (in this order) whose accuracy on these rows is within 2 points of the best of the three.
     """
     raise NotImplementedError

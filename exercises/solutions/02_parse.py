@@ -3,11 +3,9 @@ import re
 
 
 def parse(text, n):
-    place = text.rfind("\\boxed")
-    if place < 0:
-        return None
-    box = re.match(r"\\boxed\s*\{([^{}]*)\}", text[place:])
-    parts = [part.strip() for part in box[1].split(",")] if box else []
+    boxes = re.findall(r"\\boxed\s*\{([^{}]*)(\}?)", text)
+    inside, closed = boxes[-1] if boxes else ("", "")
+    parts = [part.strip() for part in inside.split(",")] if closed else []
     if len(parts) != n or not all(re.fullmatch(r"[+-]?[0-9]{1,9}", part) for part in parts):
         return None
     scores = [int(part) for part in parts]

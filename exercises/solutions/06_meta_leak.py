@@ -19,6 +19,6 @@ def training_rows(judgments):
 
 def split(rows, held_out=0.1, seed=0):
     train, held = [], []
-    for row in rows:  # the item's id alone decides
+    for row in rows:  # seed and id decide, not hash(id), which differs from process to process
         (held if random.Random(f"{seed}/{row[0]}").random() < held_out else train).append(row)
     return train, held
