@@ -169,7 +169,7 @@ def draw_reasons(rows, measures, path):
                 drawn = [i for i, m in enumerate(measures) if row.get(m) is not None]
                 draw_points(axes, [i + 0.2 * (j - 1.7) + shift for i in drawn], [
                     [row[measures[i] + end] for end in ("", " low", " high")] for i in drawn],
-                    look, fill, f"{judge}, {side}")
+                    look, fill, judge if not shift else None)
     sides = ("of the judgments, %", "judgments that vote - left out, points")
     for axes, title in zip(panels, sides, strict=True):
         axes.set_xticks(range(len(measures)), [m.replace(" ", "\n") for m in measures])
