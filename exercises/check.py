@@ -621,19 +621,25 @@ def grade(path):
     child.start()
     there.close()  # so that the end of the child is the end of the pipe
     try:
-        if here.poll(MINUTE + 2):  # what an alarm interrupts has ended before
-            return here.recv()
-        why = f"took more than {MINUTE:.3g} seconds"
+        late = time.monotonic() + MINUTE + 2  # what an alarm interrupts has ended before
+        while not here.poll(0.05) and child.is_alive() and time.monotonic() < late:
+            pass  # the end of the pipe does not tell: what an answer began may hold it
+        why = "ended Python" if time.monotonic() < late else f"took more than {MINUTE:.3g} seconds"
+        found = here.recv() if here.poll() else None
+        if isinstance(found, tuple) and len(found) == 3 and found[1] == possible >= found[0] >= 0:
+            return found
     except EOFError:
         why = "ended Python"
     finally:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)  # and what the answer began
         child.kill()
         child.join()
     return 0, possible, [(path.name, why)]
 
 
 def send_grade(path, pipe):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent tells of Ctrl-C
+    os.setsid()  # a group of its own, which the parent ends; the parent tells of Ctrl-C
     torch.set_num_threads(1)  # a copy of a process has none of its threads
     found = grade_here(path)
     sys.stdout.flush()  # what the answer printed; the parent kills what still runs
@@ -703,7 +709,9 @@ def main():
     parser.add_argument("--samples",
                         help="write the samples of task 7, 12 or 13 to this .jsonl file instead")
     args = parser.parse_args()
-    if args.samples:
+    if args.samples is not None:
+        if not args.samples.endswith(".jsonl"):
+            raise UserError(f"--samples {args.samples!r}: name a new .jsonl file")
         if len(args.tasks) != 1 or args.tasks[0] not in PRACTICE:
             raise UserError("--samples needs the number of one task that has samples: "
                             f"{', '.join(map(str, PRACTICE))}")

@@ -462,6 +462,8 @@ def main():
 
     # 1. what the GRM is trained on, without single responses (a preference needs two)
     accelerator, test = runs.start_accelerator(args), []
+    if args.exclude_domain and args.method in ("judge", "tokenprob"):
+        raise UserError(f"{args.method}: --exclude_domain belongs into --rft and --rl of judge")
     if args.method == "tokenprob":
         its, items = judged_before(args)
     else:

@@ -287,6 +287,8 @@ def whole(path):
     try:
         yield temporary
         if path.is_dir():
+            if not temporary.is_dir():
+                raise UserError(f"{path} is a folder; name a file that is to be written")
             remove(path)
         os.replace(temporary, path)
     except (RuntimeError, SafetensorError) as error:  # what they call a full disk

@@ -9,12 +9,15 @@ runs/ablations/NAME: same base, seed, budget and test items. The difference is p
 Beside it stand the paper's two numbers (rows.txt). docs/ablations.md says what to look at.
 """
 import argparse
+import os
+import shlex
 from pathlib import Path
 
 from eval import graded, item_credits, mean, paired_ci, read_runs, single_judgments
 from plumbing.runs import (
     ROOT,
     UserError,
+    below_here,
     command_line,
     content,
     read_flags,
@@ -41,7 +44,7 @@ def check_control(args):
                             f"now; delete it and {again}")
         # all but the base's own evaluation, whose command names the clone's place
         differ = [line for line in made[stage]["commands"] if line not in wanted[stage]
-                  and f"--output {demo}/{JUDGED['base']} " not in line]
+                  and f"--output {shlex.quote(str(demo))}/{JUDGED['base']} " not in line]
         if differ:
             raise UserError(f"{demo} was made with other flags ({differ[0]}); give the same --seed,"
                             f" --limit, --rft and --rl here, or delete it and {again}")
@@ -55,7 +58,8 @@ def check_control(args):
 def variant(name, args, out):
     """{stage: its command lines}: the demo's, in another folder, and what is different."""
     ablation, lines, base = ABLATIONS[name], commands(args, out), ROOT / "toy_world" / "medium"
-    start = base if ablation.from_base else f"{args.demo}/rft/model"
+    start = shlex.quote(str(base if ablation.from_base else f"{args.demo}/rft/model"))
+    out = shlex.quote(str(out))
     stages = {}
     for stage, flags in (("rft", ablation.rft), ("rl", ablation.rl)):
         if flags is None:
@@ -128,6 +132,7 @@ def main():
     parser.add_argument("--output", default="runs/ablations", help="folder of all variants")
     add_flags(parser)
     args = read_flags(parser)
+    args.demo = below_here(os.path.abspath(args.demo))  # as the demo's own commands name it
     check_control(args)
     told = []
     for name in args.names:

@@ -5,13 +5,24 @@ are not run again. Writes summary.json and, by eval.py, the tables and the figur
 """
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from eval import bootstrap_ci, credit, graded, item_credit, mean, paired_ci, report
-from plumbing.runs import ROOT, command_line, content, git_commit, read_json, read_rows, write_json
+from plumbing.runs import (
+    ROOT,
+    UserError,
+    command_line,
+    content,
+    git_commit,
+    read_flags,
+    read_json,
+    read_rows,
+    write_json,
+)
 
 JUDGED = {"base": "eval_base", "rft": "eval_rft", "grm": "eval_grm"}
 PAPER = {"base": "-", "rft": "68.8", "grm": "69.9", "guided": {"8": "72.0", "32": "72.8"},
@@ -19,8 +30,9 @@ PAPER = {"base": "-", "rft": "68.8", "grm": "69.9", "guided": {"8": "72.0", "32"
 
 
 def commands(args, out):
-    """{stage: its command lines}."""
-    models = {"base": ROOT / "toy_world" / "medium", "rft": f"{out}/rft/model",
+    """{stage: its command lines}, to be pasted into a shell."""
+    out, base = (shlex.quote(str(path)) for path in (out, ROOT / "toy_world" / "medium"))
+    models = {"base": base, "rft": f"{out}/rft/model",
               "grm": f"{out}/rl/model"}
     seed, test = f"--seed {args.seed}", f"--seed {args.seed} --limit {args.limit}"
     return {
@@ -39,7 +51,8 @@ def add_flags(parser):
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
     parser.add_argument("--limit", type=int, default=500, help="test items")
     parser.add_argument("--k", type=int, default=32, help="judgments per test item")
-    parser.add_argument("--rft", default="", help="more flags of spct_rft.py, in one quoted text")
+    parser.add_argument("--rft", default="",
+                        help='more flags of spct_rft.py, in one quoted text: --rft="--epochs 1"')
     parser.add_argument("--rl", default="", help="more flags of spct_rl.py")
     parser.add_argument("--meta", default="", help="more flags of meta_rm.py")
 
@@ -63,11 +76,12 @@ def run_stages(stages, out):
             continue
         for later in list(stages)[list(stages).index(stage):]:  # made from what is replaced now
             done.pop(later, None)
+        write_json(out / "seconds.json", done)  # before anything of it can be lost
         started = time.time()
         for line in lines:
             print(f"\n$ accelerate launch {line}", flush=True)
             # What `accelerate launch` starts for one process, without its notice.
-            script, *flags = line.split()
+            script, *flags = shlex.split(line)
             code = subprocess.run([sys.executable, str(ROOT / script), *flags]).returncode
             if code:
                 sys.exit(code)
@@ -81,7 +95,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", default="runs/toy", help="folder of all stages")
     add_flags(parser)
-    args = parser.parse_args()
+    args = read_flags(parser)
+    if args.k < 2:
+        raise UserError("--k must be at least 2: one judgment cannot vote")
     out = Path(args.output)
     seconds = run_stages(commands(args, out), out)
     summary = summarise(out, args.seed, seconds)
@@ -99,8 +115,8 @@ def summarise(out, seed, seconds):
     greedy = {name: [credit(r["samples"][0]["scores"], r["rewards"]) for r in graded(judged)]
               for name, judged in rows.items()}
     voted = graded(read_rows(out / "voting" / "samples.jsonl"))
-    ks = [k for k in (1, 8, 32) if k <= len(voted[0]["samples"])]
-    last = ks[-1]
+    last = len(voted[0]["samples"])
+    ks = sorted({1, last} | {k for k in (8, 32) if k < last})
 
     def credits(k, method):
         return [item_credit(r, k, method) for r in voted]
@@ -133,7 +149,7 @@ def summary_lines(summary):
             f"[{100 * low:.1f}, {100 * high:.1f}]")
     for method, label in (("voting", "Voting@"), ("guided", "guided by meta RM @")):
         for k, value in summary[method].items():
-            add(label + k, value, f"paper {PAPER[method][k]}")
+            add(label + k, value, f"paper {PAPER[method].get(k, '-')}")
     for k, value in summary["random_subset"].items():
         add(f"random {int(k) // 2} of {k}", value, "(control)")
     lines.append("paired differences, 95 % intervals in points:")

@@ -172,6 +172,8 @@ def make(seeds, folder=Path("results")):
         for domain in DOMAINS:
             part = {s: [r for r in rows if r["domain"] == domain] for s, rows in parts.items()}
             checked += [measure(part)] if all(part.values()) else []
+    if not checked:  # no run of the toy world is on record
+        return
     told = correlations(table, checked)
     best = max(told, key=lambda r: abs(r[f"all@{KS[-1]}"]))
     write_csv(folder / "guidance.csv", table)

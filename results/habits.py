@@ -80,7 +80,11 @@ def habits_in(judged):
 
 def rows_of(label, folder):
     """Rows of the table from one run's samples."""
-    pairs = [r for r in read_rows(Path(folder) / "samples.jsonl") if r["n"] == 2 and r["rewards"]]
+    pairs = [r for r in read_rows(Path(folder) / "samples.jsonl")
+             if r.get("n") == 2 and r["rewards"]]
+    if not pairs:
+        raise UserError(f"{label}={folder} has no judged pairs; give a run of eval.py or "
+                        "infer_scale.py with more items (--limit)")
     k = len(pairs[0]["samples"])
     single = [(r, s["scores"], s["permutation"][0]) for r in pairs for s in r["samples"]]
     rows = [{"judge": label, "how": "greedy" if k == 2 else "single", **habits_in(single)}]

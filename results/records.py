@@ -15,6 +15,7 @@ import json
 import math
 import os
 import threading
+import zlib
 from pathlib import Path
 
 from eval import mean
@@ -37,7 +38,11 @@ def write_gz(path, value):
 
 
 def read_gz(path):
-    return json.loads(gzip.decompress(Path(path).read_bytes()))
+    try:
+        return json.loads(gzip.decompress(Path(path).read_bytes()))
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise UserError(f"{path} is missing or damaged ({error}); git checkout -- {path}, or "
+                        "delete the record and run results.reproduce") from None
 
 
 # ----- from a run folder to its record -----
@@ -142,7 +147,8 @@ def parameters(model):
 # ----- and back -----
 
 def seeds_on_record():
-    return tuple(sorted(int(folder.name[1:]) for folder in RECORDS.glob("s[0-9]*")))
+    return tuple(sorted(int(folder.name[1:]) for folder in RECORDS.glob("s[0-9]*")
+                        if folder.name[1:].isdigit()))
 
 
 @functools.lru_cache(maxsize=8)  # a table reads one run many times; all at once need much memory

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from plumbing.runs import ROOT, command_line, git_commit
+from plumbing.runs import ROOT, command_line, git_commit, read_flags
 from results import guidance, reasons
 from results.figures import draw
 from results.records import RUNS, record_finished, seeds_on_record
@@ -161,11 +161,12 @@ def run_seed(seed, only):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
-    parser.add_argument("--only", nargs="+", help="only these parts: " + " ".join(
-        dict.fromkeys(part for part, _ in plan(0))))
+    parts = dict.fromkeys(part for part, _ in plan(0))
+    parser.add_argument("--only", nargs="+", choices=parts, metavar="PART",
+                        help="only these parts: " + " ".join(parts))
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, a thread each")
     parser.add_argument("--tables", action="store_true", help="run nothing; tables and figures")
-    args = parser.parse_args()
+    args = read_flags(parser)
     os.chdir(ROOT)
     if not args.tables:
         os.environ.setdefault("SPCT_THREADS", "1")

@@ -59,7 +59,9 @@ def main():
     args = read_flags(parser)
     share_threads()
     run, output, commit = Path(args.run), Path(args.output), git_commit()
-    for part in ("rft/model", "rl", *(f"{f}/samples.jsonl" for f in ("voting", *JUDGES.values()))):
+    for part in ("rft/model", "rft/judgments.jsonl", "rft/selection.json", "rl/config.json",
+                 "meta_rm/report.json", *(
+                     f"{f}/samples.jsonl" for f in ("voting", *JUDGES.values()))):
         if not (run / part).exists():
             raise UserError(f"--run {run}: no {part} in it; python -m results.demo --output {run} "
                             "makes all of it")
@@ -68,7 +70,8 @@ def main():
     rows = read_rows(run / "voting" / "samples.jsonl")
     judged = {name: read_rows(run / folder / "samples.jsonl") for name, folder in JUDGES.items()}
     orders = {name: {r["id"]: r["samples"] for r in found} for name, found in judged.items()}
-    pairs = [r for r in graded(rows) if r["n"] == 2 and "meta_logits" in r]
+    pairs = [r for r in graded(rows) if r["n"] == 2 and "meta_logits" in r
+             and all(r["id"] in found for found in orders.values())]
     if not pairs:
         raise UserError(f"--run {run}: voting/samples.jsonl has no pair with meta logits; use more "
                         "items (--limit)")

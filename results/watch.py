@@ -25,7 +25,8 @@ def read_groups(words):
     named = {}
     for word in words:
         name, _, folder = word.rpartition("=")
-        rows = [r for r in read_rows(Path(folder) / "metrics.jsonl") if "step" in r]
+        rows = [r for r in read_rows(Path(folder) / "metrics.jsonl")
+                if isinstance(r, dict) and "step" in r]
         if not rows:
             raise UserError(f"{folder} has no metrics.jsonl with steps; give the folder of a "
                             "training run, runs/toy/rl for example")
@@ -40,7 +41,7 @@ def early_and_late(rows):
     items with several responses."""
     groups = {}
     for row in rows:
-        if "advantage" in row:
+        if isinstance(row, dict) and {"advantage", "permutation", "rule_reward"} <= row.keys():
             groups.setdefault((row["step"], row["id"]), []).append(row)
     steps = [step for step, _ in groups]
     if len(set(steps)) < 2:

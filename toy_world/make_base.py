@@ -366,7 +366,9 @@ def main():
     parser.add_argument("--write", help="write test items to this .jsonl file instead")
     parser.add_argument("--limit", type=int, default=200, help="number of items to write")
     args = runs.read_flags(parser)
-    if args.write:
+    if args.write is not None:
+        if not args.write.endswith(".jsonl"):
+            raise runs.UserError(f"--write {args.write!r}: name a .jsonl file")
         write_items(args.write, args.limit, args.seed)
         return
     runs.share_threads()

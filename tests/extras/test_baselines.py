@@ -17,7 +17,14 @@ from extras import baselines
 from grm import Judgment, PreferenceExample, build_prompt, encode_chat
 from infer_scale import sample_row
 from plumbing import generation, runs
-from plumbing.runs import UserError, read_rows, start_accelerator, write_json, write_rows
+from plumbing.runs import (
+    UserError,
+    read_json,
+    read_rows,
+    start_accelerator,
+    write_json,
+    write_rows,
+)
 from toy_world import world
 
 ROW = {"id", "domain", "rewards", "n", "cluster", "response_lengths", "samples", "votes"}
@@ -384,3 +391,13 @@ def test_mistakes_are_one_line(flags, said, tiny, tmp_path, cli):
     words += [] if "--model" in words else ["--model", tiny]
     assert said in error_of(cli(PROGRAM, *words, "--output", tmp_path / "out"))
     assert not (tmp_path / "out" / "critiques.jsonl").exists()  # nothing was sampled
+
+
+def test_a_domain_is_held_out_of_the_rows_that_a_scalar_learns_from(tmp_path, cli):
+    code, _, err = cli("extras.baselines", "btrm", "--exclude_domain", "safety", "--limit", 12,
+                       "--test_limit", 6, "--epochs", 1, "--output", tmp_path / "btrm")
+    assert code == 0 and "safety" in (tmp_path / "btrm" / "samples.jsonl").read_text(), err
+    told = read_json(tmp_path / "btrm" / "config.json")
+    assert told["args"]["exclude_domain"] == "safety"
+    refused = cli("extras.baselines", "judge", "--exclude_domain", "safety", "--output", tmp_path)
+    assert "belongs into --rft and --rl" in error_of(refused)

@@ -250,6 +250,16 @@ def test_an_answer_that_leaves_or_never_ends_earns_nothing_and_stops_nothing(tmp
     if not hasattr(signal, "SIGALRM"):
         return
     assert grade("import os\nos._exit(0)") == (0, ["ended Python"])
+    # a process that it began holds the pipe; points that it writes itself are none
+    start = time.monotonic()
+    assert grade("import os, time\nif not os.fork():\n    time.sleep(30)\nos._exit(0)") == (
+        0, ["ended Python"])
+    assert time.monotonic() - start < 20
+    for told in ("(999, 4, [])", "'hello'"):
+        assert grade(
+            "import os, sys\nframe = sys._getframe()\nwhile 'pipe' not in frame.f_locals:\n"
+            f"    frame = frame.f_back\nframe.f_locals['pipe'].send({told})\nos._exit(0)") == (
+            0, ["ended Python"])
     with pytest.raises(check.TooLong, match="more than 0.2 seconds"), check.limited(0.2):
         while True:
             with contextlib.suppress(Exception):  # an answer that catches what it can
@@ -286,6 +296,7 @@ def test_command_line(cli, tmp_path):
     assert code == 1 and lines[0] == f"== {tmp_path}" and lines[1].endswith("4 / 4")
     assert "line 1: SyntaxError" in lines[4] and "no such file" in lines[7]
     assert lines[-1].split() == ["total", "4", "/", "12"]
+    assert "name a new .jsonl file" in error_of(cli("exercises.check", 7, "--samples", tmp_path))
     nowhere = cli("exercises.check", "--folder", tmp_path / "nowhere")
     assert "no exercise" in error_of(nowhere)
     # untouched: a line each, which in a hunt does not tell where its bugs are

@@ -147,6 +147,8 @@ def test_a_folder_in_a_folder_is_written_whole(tmp_path):  # tokenizers with sev
         (temporary / "templates").mkdir(parents=True)
         (temporary / "templates" / "tool.jinja").write_text("x")
     assert list(everything(tmp_path)) == ["model/templates/tool.jinja"]
+    with pytest.raises(UserError, match="is a folder; name a file"):  # nothing in it is lost
+        write_text(tmp_path / "model", "rows")
     # A bug is not called a full disk.
     with pytest.raises(ValueError, match="a bug"), whole(tmp_path / "model"):
         raise ValueError("a bug")

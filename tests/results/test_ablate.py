@@ -1,6 +1,7 @@
 """results/ablate.py: what it runs, what it compares, and which demos it refuses to compare with."""
 import argparse
 import re
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,12 +83,34 @@ def test_what_was_made_from_something_else_is_not_taken_for_done(made, cli):
     demo.run_stages(demo.commands(flags, Path("runs/toy")), Path("runs/toy"))
     assert [Path(words[1]).name for words in made] == [
         "spct_rft.py", "spct_rl.py", "meta_rm.py", "infer_scale.py", *["eval.py"] * 3]
+    assert "sample" in demo.finished(Path("runs/toy"))
+    flags.rft = "--epochs 3"
+
+    def killed(words):
+        raise KeyboardInterrupt
+    demo.subprocess.run = killed
+    with pytest.raises(KeyboardInterrupt):
+        demo.run_stages(demo.commands(flags, Path("runs/toy")), Path("runs/toy"))
+    assert not demo.finished(Path("runs/toy"))  # what was made from the old RFT is not "done"
     out, args = Path("runs/ablations/beta-0"), argparse.Namespace(demo="runs/toy")
     ablate.check_start("beta-0", args, out)  # nothing was made yet
     write_json(out / "rl" / "config.json", {"made_from": {"model": "other"}})
     with pytest.raises(UserError, match="made from another RFT model than runs/toy has now"):
         ablate.check_start("beta-0", args, out)
     ablate.check_start("straight", args, out)  # begins from the base
+
+
+def test_paths_with_spaces_are_quoted_and_numbers_are_refused_before_training(made, cli):
+    args = argparse.Namespace(demo="my demo", seed=0, limit=9, k=2, rft="", rl="", meta="")
+    for stages in (demo.commands(args, Path("a b")), ablate.variant("beta-0", args, Path("c d"))):
+        for line in sum(stages.values(), []):
+            words = shlex.split(line)
+            assert words[words.index("--output") + 1].split("/")[0] in ("a b", "c d")
+            model = words[words.index("--model") + 1] if "--model" in words else "a b/"
+            assert model.split("/")[0] in ("a b", "c d", "my demo", "")
+    for flag, value in (("--limit", -4), ("--k", 1)):
+        assert f"{flag} must be at least" in error_of(cli("results.demo", flag, value))
+    assert not made
 
 
 @pytest.mark.parametrize("damage, words, said", [

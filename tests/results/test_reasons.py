@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 from grm import PreferenceExample, parse_judgment, sample_judgments, unpermute
+from plumbing.runs import UserError
 from results import guidance, reasons, records
 from toy_world import truth, world
 from toy_world.make_base import judgment, write_judgment
@@ -214,4 +215,13 @@ def test_records_that_do_not_say_what_is_true_give_no_table(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     records.load.cache_clear()
     reasons.make((0,))
+    monkeypatch.setattr(guidance.small, "RUNS", tmp_path)
+    guidance.make((0,))
     assert not list(tmp_path.iterdir())
+    (tmp_path / "damaged.json.gz").write_bytes(b"x")
+    with pytest.raises(UserError, match="damaged.json.gz is missing or damaged"):
+        records.read_gz(tmp_path / "damaged.json.gz")
+    monkeypatch.setattr(records, "RECORDS", tmp_path)
+    for name in ("s1", "s0x"):
+        (tmp_path / name).mkdir()
+    assert records.seeds_on_record() == (1,)
