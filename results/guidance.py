@@ -68,6 +68,8 @@ def points(seeds):
                                             for s, part in rows.items()}, about))
     for path in sorted(small.RUNS.glob("*/voting.json.gz")):
         run = small.load_run(path.parent)
+        if len(run["voting"]["rows"][0]["samples"]) < KS[-1]:
+            continue
         about = {"ROC-AUC held out": run["meta_rm"]["report"]["held_out"]["all"]["auc"]}
         found.append((f"SmolLM2, {path.parent.name}", {0: graded(run["voting"]["rows"])}, about))
     return found

@@ -2,14 +2,14 @@ r"""A small open model on real pairs: prints and runs the whole recipe as the sc
 
     python -m results.small_model --data politeness          # SmolLM2-135M-Instruct from the hub
     python -m results.small_model --data politeness --budget cpu   # a laptop's worth
-    python -m results.small_model --model FILE.gguf --data pairs:FILE.jsonl --output runs/own
+    python -m results.small_model --model FILE.gguf --data pairs:FILE.jsonl --output runs/pairs
     python -m results.small_model --tables                   # run nothing: the committed tables
 
 Stages: split by prompt -> format warm-up -> RFT -> RL, once per learning rate -> the rate that does
 best on validation items -> meta RM -> test items, each judge once; nothing is chosen after that.
 Finished stages are skipped, a killed one continues. Every stage leaves command, commit, seconds and
-peak memory in stages.jsonl, and the run a record, a table and a figure in OUTPUT/record
-(small_model_tables.py).
+the program's peak memory in stages.jsonl (the GPU's is in its metrics.jsonl), and the run a record,
+a table and a figure in OUTPUT/record (small_model_tables.py).
 
 --data politeness: 1,100 pairs of rasbt/LLMs-from-scratch (Apache-2.0), the polite answer chosen.
 --data pandalm: pairs of WeOpenML/PandaLM (Apache-2.0), the better answer by two of three people.
@@ -23,11 +23,14 @@ import argparse
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 import time
 import urllib.request
 from pathlib import Path
+
+import torch
 
 from eval import item_credit, mean
 from plumbing.data import load_examples, opening_hash
@@ -40,7 +43,9 @@ from plumbing.runs import (
     git_commit,
     in_bf16,
     read_flags,
+    read_json,
     read_rows,
+    write_json,
     write_rows,
     write_text,
 )
@@ -56,19 +61,19 @@ SOURCES = {
 TEMPLATE = ("Specific Criteria, Analysis, Scores 1-10: \\boxed{x, x}\n{conversation}\n{responses}\n"
             "{hint}")
 BUDGETS = {  # words: in prompt and responses, longer items are left out; rates: of RL
-    "gpu": {  # an H100: some 10 minutes for each rate; these flags made the committed records
+    "gpu": {  # an H100: some 10 minutes for each rate
         "words": 32, "tokens": 88, "test": 200, "k": 32, "rates": ["1e-4", "3e-5"],
         "warmup": "--limit 320 --epochs 1 --batch_size 4 --micro_batch_size 4 --lr 3e-4",
         "rft": "--limit 500 --epochs 2 --batch_size 16 --micro_batch_size 16 --lr 2e-4",
         "rl": "--steps 50 --prompts_per_step 32 --G 8 --micro_batch_size 64 --beta 0.04",
         "meta_rm": "--limit 500 --epochs 2 --batch_size 32 --micro_batch_size 32 --lr 1e-4"},
-    "cpu": {  # two cores: an hour by the costs of an earlier run. Not run yet
+    "cpu": {  # a laptop's worth
         "words": 24, "tokens": 80, "test": 60, "k": 8, "rates": ["1.5e-4"],
         "warmup": "--limit 160 --epochs 1 --batch_size 4 --micro_batch_size 4 --lr 3e-4",
         "rft": "--limit 120 --epochs 1 --batch_size 8 --micro_batch_size 8 --lr 3e-4",
         "rl": "--steps 20 --prompts_per_step 8 --G 8 --micro_batch_size 8 --beta 0.04 "
         "--save_every 5",
-        "meta_rm": "--limit 80 --epochs 1 --batch_size 8 --micro_batch_size 8 --lr 3e-4"}}
+        "meta_rm": "--limit 120 --epochs 1 --batch_size 8 --micro_batch_size 8 --lr 3e-4"}}
 
 
 # ----- the pairs -----
@@ -111,8 +116,8 @@ def split_by_prompt(data, out, words):
     examples = (read_source(name, path) if name in SOURCES else
                 load_examples(data, labelled=True))
     for example in examples:
-        text = " ".join([example.prompt[-1]["content"], *example.responses])
-        if len(example.responses) != 2 or len(text.split()) > words:
+        texts = [turn["content"] for turn in example.prompt] + example.responses
+        if len(example.responses) != 2 or len(" ".join(texts).split()) > words:
             continue
         digest = opening_hash(example)
         place = int(digest[:8], 16) / 2**32
@@ -132,66 +137,70 @@ def split_by_prompt(data, out, words):
 
 def launch(command):
     """(exit status, peak memory in MB) of one command, in a process of its own."""
-    process = subprocess.Popen([sys.executable, *command.split()])
+    process = subprocess.Popen([sys.executable, *shlex.split(command)])
     _, status, usage = os.wait4(process.pid, 0)
-    return os.waitstatus_to_exitcode(status), usage.ru_maxrss // 1024
+    unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of the system's count, in bytes
+    return os.waitstatus_to_exitcode(status), usage.ru_maxrss * unit >> 20
 
 
 def run(out, name, command):
-    """One stage, unless it is done; stages.jsonl gets its cost."""
-    command = f"{command} --output {out}/{name}"
-    done = {s["stage"]: s["command"] for s in read_rows(out / "stages.jsonl")}
+    """One stage, unless it is done; stages.jsonl gets its cost, also where it ended early."""
+    command = f"{command} --output {shlex.quote(f'{out}/{name}')}"
+    done = {s["stage"]: s["command"] for s in read_rows(out / "stages.jsonl") if not s["status"]}
     if done.get(name, command) != command:
         raise UserError(f"stage {name} was made with other flags ({done[name]}); take another "
                         "--output")
     print(f"\n$ python {command}" + "   (done before)" * (name in done), flush=True)
     if name in done:
         return
-    started = time.time()
-    status, peak = launch(command)
+    started, status, peak = time.time(), "interrupted", None
+    try:
+        status, peak = launch(command)
+    finally:
+        append_jsonl(out / "stages.jsonl", [{
+            "stage": name, "command": command, "status": status, "commit": git_commit(),
+            "peak_mb": peak, "seconds": round(time.time() - started),
+            "precision": "bf16" if in_bf16(default_device()) else "fp32"}])
     if status:
         raise UserError(f"stage {name} ended with status {status}; the same command continues it")
-    append_jsonl(out / "stages.jsonl", [{
-        "stage": name, "command": command, "commit": git_commit(), "peak_mb": peak,
-        "seconds": round(time.time() - started),
-        "precision": "bf16" if in_bf16(default_device()) else "fp32"}])
 
 
 def recipe(model, budget, out, seed):
-    """The nine or more commands, in order."""
+    """The ten or more commands, in order.  -> {rate of RL: credit of one judgment, validation}"""
+    folder, out, model = out, shlex.quote(str(out)), shlex.quote(model)
     judge = f"--template {out}/template.txt --max_new_tokens {budget['tokens']} --seed {seed}"
     train, validation, test = (f"--data {out}/{part}.jsonl {judge}"
                                for part in ("train", "validation", "test"))
     test += f" --limit {budget['test']}"
-    run(out, "warmup", f"spct_rft.py --format_only --no_non_hinted --model {model} {train} "
+    run(folder, "warmup", f"spct_rft.py --format_only --no_non_hinted --model {model} {train} "
         f"--general_fraction 0 {budget['warmup']}")
-    run(out, "rft", f"spct_rft.py --model {out}/warmup/model {train} --general_fraction 0 "
+    run(folder, "rft", f"spct_rft.py --model {out}/warmup/model {train} --general_fraction 0 "
         f"{budget['rft']}")
 
     # RL with each learning rate; validation items say which
     sampled = {}
     for rate in budget["rates"]:
-        run(out, f"rl_{rate}",
+        run(folder, f"rl_{rate}",
             f"spct_rl.py --model {out}/rft/model {train} {budget['rl']} --lr {rate}")
-        run(out, f"validation_{rate}",
+        run(folder, f"validation_{rate}",
             f"infer_scale.py --model {out}/rl_{rate}/model {validation} --k 8")
-        rows = read_rows(out / f"validation_{rate}" / "samples.jsonl")
+        rows = read_rows(folder / f"validation_{rate}" / "samples.jsonl")
         sampled[rate] = mean(item_credit(row, 1) for row in rows)
         print(f"RL with rate {rate}: {100 * sampled[rate]:.1f} % of sampled judgments are right, "
               f"{len(rows)} validation items")
     rate = max(sampled, key=sampled.get)
     grm = f"{out}/rl_{rate}/model"
-    run(out, "meta_rm", f"meta_rm.py --model {out}/rft/model {train} {budget['meta_rm']} "
+    run(folder, "meta_rm", f"meta_rm.py --model {out}/rft/model {train} {budget['meta_rm']} "
         f"--rft_judgments {out}/rft/judgments.jsonl --grm {grm}")
 
     # the test items, once
     for name, judge in (("warmup", f"{out}/warmup/model"), ("rft", f"{out}/rft/model"),
                         ("rl", grm)):
-        run(out, f"eval_{name}", f"eval.py --model {judge} {test}")
-    run(out, "voting_rft", f"infer_scale.py --model {out}/rft/model {test} --k {budget['k']}")
-    run(out, "voting", f"infer_scale.py --model {grm} {test} --k {budget['k']} "
+        run(folder, f"eval_{name}", f"eval.py --model {judge} {test}")
+    run(folder, "voting_rft", f"infer_scale.py --model {out}/rft/model {test} --k {budget['k']}")
+    run(folder, "voting", f"infer_scale.py --model {grm} {test} --k {budget['k']} "
         f"--meta_rm {out}/meta_rm/model")
-    return rate
+    return sampled
 
 
 @command_line
@@ -205,18 +214,26 @@ def main():
     parser.add_argument("--output", default="runs/small_model", help="folder of all stages")
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
     parser.add_argument("--tables", action="store_true",
-                        help="run nothing: tables, figure and pages of results/runs/small_model")
+                        help="run nothing: table and figure of results/runs/small_model")
     args = read_flags(parser)
     if args.tables:
         return make_tables()
-    budget = BUDGETS[args.budget or ("cpu" if default_device() == "cpu" else "gpu")]
-    out = Path(args.output)
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / "template.txt").exists():
-        split_by_prompt(args.data, out, budget["words"])
+    name = args.budget or ("cpu" if default_device() == "cpu" else "gpu")
+    out, made = Path(args.output), {"model": args.model, "data": args.data, "budget": name}
+    if (out / "made_from.json").exists():
+        before = read_json(out / "made_from.json")
+        if before != made:
+            raise UserError(f"{out} was made with {before}; take another --output")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        split_by_prompt(args.data, out, BUDGETS[name]["words"])
         write_text(out / "template.txt", TEMPLATE)
-    rate = recipe(args.model, budget, out, args.seed)
-    record_run(out, out / "record" / out.name, rate)
+        write_json(out / "made_from.json", made)
+    validation = recipe(args.model, BUDGETS[name], out, args.seed)
+    where = (torch.cuda.get_device_name() if default_device() == "cuda" else
+             f"a CPU, {os.environ.get('SPCT_THREADS') or os.cpu_count()} threads")
+    record_run(out, out / "record" / out.name, validation, made | {
+        "where": where, "when": time.strftime("%Y-%m-%d"), "seed": args.seed})
     make_tables(out / "record", out / "record")
 
 

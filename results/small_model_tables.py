@@ -14,6 +14,7 @@ Guided votes are then counted once by each part alone. A gain that only place gi
 blind rule could give. In a pair a judgment is right or wrong by the response that it names, so
 content can say one thing: which response the meta RM takes for the better one.
 """
+from collections import defaultdict
 from pathlib import Path
 
 from eval import (
@@ -47,21 +48,33 @@ SHOWN = 3  # judgments kept as they were
 
 # ----- the record of a run -----
 
-def record_run(out, folder, rate):
-    """Record the stages of the run in `out`; of RL the one with the chosen rate."""
-    told = {s["stage"]: s for s in read_rows(out / "stages.jsonl")}
+def record_run(out, folder, validation, about):
+    """Record the stages of the run in `out`; of RL the one with the best rate.
+
+    validation: {rate: credit of one judgment on validation items}.  about: what else to keep.
+    A stage's seconds are those of all its attempts.
+    """
+    rate, seconds, told = max(validation, key=validation.get), defaultdict(int), {}
+    for attempt in read_rows(out / "stages.jsonl"):
+        seconds[attempt["stage"]] += attempt["seconds"]
+        told[attempt["stage"]] = attempt | {"seconds": seconds[attempt["stage"]]}
     for stage in STAGES:
         name = f"rl_{rate}" if stage == "rl" else stage
+        peaks = [row["memory/peak_gb"] for row in read_rows(out / name / "metrics.jsonl")
+                 if "memory/peak_gb" in row]
+        peak = {"peak_gb": max(peaks)} if peaks else {}
         write_gz(folder / f"{stage}.json.gz",
-                 told[name] | record(out / name, orders=True, items=folder.parent))
+                 told[name] | peak | record(out / name, orders=True, items=folder.parent))
     items = {r["id"]: r for r in read_rows(out / "test.jsonl")}
     before, after = (read_rows(out / GREEDY[judge] / "samples.jsonl")
                      for judge in ("GRM-RFT", "GRM"))
-    write_json(folder / "about.json", {"rate": rate, "judgments": [
+    judgments = [
         {**{key: items[a["id"]][key] for key in ("id", "prompt", "responses", "rewards")},
          "permutation": a["samples"][0]["permutation"],
          "GRM-RFT": a["samples"][0]["text"], "GRM": b["samples"][0]["text"]}
-        for a, b in zip(before[:SHOWN], after[:SHOWN], strict=True)]})
+        for a, b in zip(before[:SHOWN], after[:SHOWN], strict=True)]
+    write_json(folder / "about.json",
+               about | {"rate": rate, "validation": validation, "judgments": judgments})
 
 
 def load_run(folder):
@@ -157,7 +170,8 @@ def measures(run):
             voted[judge, k] = votes
             if judge == "GRM-RFT":
                 continue
-            put(f"GRM - GRM-RFT, vote @{k}", votes, rows, voted["GRM-RFT", k])
+            if ("GRM-RFT", k) in voted:
+                put(f"GRM - GRM-RFT, vote @{k}", votes, rows, voted["GRM-RFT", k])
             if k == 1:
                 continue
             put(f"vote @{k} - vote @1", votes, rows, voted["GRM", 1])
@@ -174,9 +188,9 @@ def measures(run):
     if "voting" in run:
         found |= judgment_measures(run["voting"]["rows"])
     for key, label in (("all", "all"), ("grm", "the GRM's")):
-        if "meta_rm" in run and key in run["meta_rm"]["report"]["held_out"]:
-            found[f"meta RM, ROC-AUC, held-out items, {label}"] = (
-                run["meta_rm"]["report"]["held_out"][key]["auc"], None, None)
+        told = run["meta_rm"]["report"]["held_out"].get(key, {}) if "meta_rm" in run else {}
+        if told.get("auc") is not None:
+            found[f"meta RM, ROC-AUC, held-out items, {label}"] = told["auc"], None, None
     if "rl" in run:
         rewards = run["rl"]["training"]["reward/mean"]
         found["RL reward, first 10 steps"] = mean(rewards[:10]), None, None
@@ -199,16 +213,22 @@ def judgment_measures(rows):
         told = [(z, credit(s["scores"], r["rewards"]) == 1) for r in rows
                 for s, z in zip(r["samples"], r["meta_logits"], strict=True)
                 if s["scores"] and p in (0, place(s))]
-        found[f"meta RM, ROC-AUC, test items, {name}"] = roc_auc(*zip(*told, strict=True))
-    return {name: (value, None, None) for name, value in found.items()}
+        found[f"meta RM, ROC-AUC, test items, {name}"] = (
+            roc_auc(*zip(*told, strict=True)) if told else None)
+    within = [roc_auc(*zip(*told, strict=True)) for r in rows if (told := [
+        (z, credit(s["scores"], r["rewards"]) == 1)
+        for s, z in zip(r["samples"], r["meta_logits"], strict=True) if s["scores"]])]
+    within = [auc for auc in within if auc is not None]  # None where all are right, or all wrong
+    found["meta RM, ROC-AUC, test items, within items"] = mean(within) if within else None
+    return {name: (value, None, None) for name, value in found.items() if value is not None}
 
 
 def make_tables(folder=RUNS, output=ROOT / "results"):
     """Table (small_model.csv) and figure (small_model.png) of the runs on record in `folder`."""
     runs = {path.parent.name: load_run(path.parent) for path in sorted(folder.glob("*/about.json"))}
     columns = {name: measures(run) for name, run in runs.items()}
-    rows = []
-    for name in dict.fromkeys(row for found in columns.values() for row in found):
+    rows, longest = [], sorted(columns.values(), key=len, reverse=True)  # its rows are in order
+    for name in dict.fromkeys(row for found in longest for row in found):
         rows.append({"row": name})
         for column, found in columns.items():
             number, low, high = found.get(name) or ("", None, None)
@@ -217,6 +237,7 @@ def make_tables(folder=RUNS, output=ROOT / "results"):
     draw({name: run["voting"]["rows"] for name, run in runs.items() if "voting" in run},
          Path(output) / "small_model.png")
     print_table([{"row": r["row"], **{c: r[c] if r[c] == "" or r["row"].startswith("seconds") else
+                                      f"{r[c]:.2f}" if r["row"].startswith("RL reward") else
                                       f"{100 * r[c]:.1f}" for c in columns}}
                  for r in rows], ["row", *columns])
     print(f"wrote {output}/small_model.csv and .png")
@@ -238,19 +259,21 @@ def draw(runs, path):
                 low, high = bootstrap_ci(credits, clusters=clusters_of(rows))
                 points.append({"k": k, "accuracy": mean(credits), "low": low, "high": high})
             curves.append((LOOKS[method], LOOKS[method].name, points))
-            last[LOOKS[method].name] = credits
+            last[method] = credits
         drawn.append(curves)
-        one, two = sorted(last, key=lambda name: -mean(last[name]))[:2]
-        low, _ = paired_ci(last[two], last[one], clusters=clusters_of(rows))
-        found.append(f"k = {k}: {one} above {two}" if low > 0 else
-                     f"k = {k}: {one} and {two} are not told apart")
+        verbs = []
+        for other in ("vote", "even"):  # always these two, whatever the numbers are
+            low, high = paired_ci(last[other], last["guided"], clusters=clusters_of(rows))
+            verb = "above" if low > 0 else "below" if high < 0 else "not told apart from"
+            verbs.append(f"{verb} {LOOKS[other].name}")
+        found.append(f"k = {k}, guided: " + ",\n".join(verbs))
     ends = [p[end] for curves in drawn for *_, points in curves for p in points
             for end in ("low", "high")]
     for axes, name, curves, told in zip(panels, runs, drawn, found, strict=True):
         draw_panel(axes, curves, limits=(min(ends), max(ends)))
-        axes.set_title(f"{name},\n{told}", loc="left", fontsize=12)
+        axes.set_title(f"{name}, {told}", loc="left", fontsize=11)
     panels[0].set_ylabel("accuracy, %")
-    save_figure(figure, path, "", " and ".join(
-        dict.fromkeys(str(len(rows)) for rows in runs.values())) + " test items; bands: 95 % "
-        f"intervals over items. {GUIDED}Both orders: weighing the same.")
+    save_figure(figure, path, "", ", ".join(f"{name}: {len(rows)}" for name, rows in runs.items())
+                + f" test items; bands: 95 % intervals over prompts. {GUIDED}Both orders: weighing "
+                "the same.")
 

@@ -1,7 +1,7 @@
 """How the toy's base models were made: pretraining on clean judgments, then on habits.
 
     python -m toy_world.make_base               # toy_world/medium and its undamaged judge: an hour
-    python -m toy_world.make_base --size small  # the other sizes: small (0.2M), large (2.2M)
+    python -m toy_world.make_base --size small  # the other sizes: small (0.2M), large (1.2M)
 
 The base model is pretrained from scratch on clean judgments and on a small general-instruction
 corpus: that is the "undamaged judge", the ceiling of every table. It is then made imperfect by
@@ -44,7 +44,7 @@ from toy_world.world import (
     make_item,
 )
 
-SIZES = {"small": (2, 80, 4), "medium": (3, 128, 4), "large": (5, 192, 6)}  # layers, width, heads
+SIZES = {"small": (2, 80, 4), "medium": (3, 128, 4), "large": (4, 160, 5)}  # layers, width, heads
 
 
 # ----- judgments: clean ones (pretraining) and noisy ones (the damage) -----
@@ -356,7 +356,7 @@ def write_items(path, count, seed):
 def main():
     parser = argparse.ArgumentParser(description="Make the toy's base model and the undamaged one.")
     parser.add_argument("--size", default="medium", choices=sorted(SIZES),
-                        help="small 0.2M, medium 0.6M, large 2.2M parameters")
+                        help="small 0.2M, medium 0.6M, large 1.2M parameters")
     parser.add_argument("--output", default=str(runs.ROOT / "toy_world"),
                         help="folder for the model folders")
     parser.add_argument("--steps", type=int, default=3500, help="pretraining steps of 64 chats")

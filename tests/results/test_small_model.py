@@ -2,6 +2,7 @@
 import csv
 import json
 import re
+import shlex
 
 import pytest
 from conftest import ROOT, animals, error_of, run_program
@@ -24,18 +25,23 @@ def test_the_whole_recipe_ends_with_a_table_and_does_nothing_twice(tmp_path, mon
     rows = [{"id": e.id, "prompt": e.prompt, "responses": e.responses, "rewards": e.rewards}
             for e in world.items("train", 80, 0)]
     write_rows(tmp_path / "pairs.jsonl", rows)
-    commands = []
+    commands, dies = [], ["spct_rl"]
 
     def launch(command):
+        program, *words = shlex.split(command)
+        if dies and program.startswith(dies[0]):
+            dies.clear()
+            return 1, 100
         commands.append(command)
-        program, *words = command.split()
         code, _, err = run_program(program.removesuffix(".py"), *words)
         assert code == 0, err
         return code, 100
     monkeypatch.setitem(small_model.BUDGETS, "cpu", TINY)
     monkeypatch.setattr(small_model, "launch", launch)
-    out = tmp_path / "own"
+    out = tmp_path / "its own"  # a space in the path
     words = ["--data", tmp_path / "pairs.jsonl", "--model", "toy_world/medium", "--output", out]
+    said = error_of(run_program("results.small_model", *words))
+    assert "stage rl_1e-3 ended with status 1; the same command continues it" in said
     code, said, err = run_program("results.small_model", *words)
     assert code == 0, err
     programs = [re.match(r"\w+", c)[0] for c in commands]
@@ -47,7 +53,7 @@ def test_the_whole_recipe_ends_with_a_table_and_does_nothing_twice(tmp_path, mon
     worth = {rate: sum(item_credit(r, 1) for r in read_rows(
         out / f"validation_{rate}" / "samples.jsonl")) for rate in TINY["rates"]}
     best = max(worth, key=worth.get)
-    assert f"--grm {out}/rl_{best}/model" in commands[6] and f"rl_{best}/model" in commands[-1]
+    assert f"rl_{best}/model" in commands[6] and f"rl_{best}/model" in commands[-1]
 
     parts = [read_rows(out / f"{name}.jsonl") for name in ("train", "validation", "test")]
     prompts = [{r["prompt"][-1]["content"] for r in part} for part in parts]
@@ -55,15 +61,42 @@ def test_the_whole_recipe_ends_with_a_table_and_does_nothing_twice(tmp_path, mon
     table = read_csv(out / "record" / "small_model.csv")
     assert "guided by content @8" in table and (out / "record" / "small_model.png").exists()
     voted = read_rows(out / "voting" / "samples.jsonl")
-    assert float(table["GRM, vote @1"]["own"]) == pytest.approx(
+    assert float(table["GRM, vote @1"]["its own"]) == pytest.approx(
         sum(item_credit(r, 1) for r in voted) / len(voted), abs=1e-4)
-    about = read_json(out / "record" / "own" / "about.json")
+    about = read_json(out / "record" / "its own" / "about.json")
     assert about["rate"] == best and len(about["judgments"]) == small_model_tables.SHOWN
+    assert {"where", "when", "model", "data", "budget", "seed", "validation"} <= set(about)
+    tries = [s for s in read_rows(out / "stages.jsonl") if s["stage"] == "rl_1e-3"]
+    assert [s["status"] for s in tries] == [1, 0]
 
     count = len(commands)  # the same command makes nothing again; other flags are refused
     assert run_program("results.small_model", *words)[0] == 0 and len(commands) == count
     said = error_of(run_program("results.small_model", *words, "--seed", 1))
     assert "stage warmup was made with other flags" in said and "take another --output" in said
+    said = error_of(run_program("results.small_model", *words, "--data", "pandalm"))
+    assert "was made with" in said and "pairs.jsonl" in said and "take another --output" in said
+
+
+def test_the_cost_of_a_stage_is_that_of_all_its_attempts(tmp_path, monkeypatch):
+    monkeypatch.setattr(small_model_tables, "STAGES", ("rl",))
+    monkeypatch.setattr(small_model_tables, "record", lambda *_, **__: {})
+    write_rows(tmp_path / "stages.jsonl", [
+        {"stage": "rl_1e-4", "status": "interrupted", "seconds": 30},
+        {"stage": "rl_1e-4", "status": 0, "seconds": 12},
+        {"stage": "warmup", "status": 0, "seconds": 9}])
+    write_rows(tmp_path / "rl_1e-4" / "metrics.jsonl", [
+        {"step": 1, "memory/peak_gb": 2.0}, {"step": 2, "memory/peak_gb": 3.5}])
+    for judge in small_model_tables.GREEDY.values():
+        write_rows(tmp_path / judge / "samples.jsonl", [])
+    small_model_tables.record_run(tmp_path, tmp_path / "record", {"1e-4": 0.6, "3e-5": 0.5}, {})
+    kept = small_model_tables.read_gz(tmp_path / "record" / "rl.json.gz")
+    assert (kept["seconds"], kept["peak_gb"]) == (42, 3.5)
+
+
+def test_the_meta_rm_of_a_budget_sees_every_item_whose_judgments_rft_left():
+    for name, budget in small_model.BUDGETS.items():
+        rft, meta_rm = (int(re.search(r"--limit (\d+)", budget[s])[1]) for s in ("rft", "meta_rm"))
+        assert meta_rm >= rft, name
 
 
 def read_csv(path):
@@ -102,6 +135,12 @@ def test_what_the_place_gives_and_what_content_gives():
     kept = small_model_tables.judgment_measures(rows(0.0, 1.0))
     assert kept["judgments, all: right"][0] == 0.5 and kept["judgments, kept: right"][0] == 1.0
     assert kept["meta RM, ROC-AUC, test items, for the first"][0] == 1.0
+    assert kept["meta RM, ROC-AUC, test items, within items"][0] == 1.0
+    one_place = rows(0.0, 1.0)
+    for row in one_place:  # only judgments that name the first, and all of them right
+        row["samples"], row["meta_logits"] = row["samples"][:1], row["meta_logits"][:1]
+    kept = small_model_tables.judgment_measures(one_place)
+    assert not any("ROC-AUC" in name for name in kept)  # nothing to tell apart
 
 
 def test_orders_that_weigh_the_same_cancel_a_preference_for_a_place():
