@@ -4,6 +4,7 @@ Prints every command before it runs it; each is a line that you can run yourself
 are not run again. Writes summary.json and, by eval.py, the tables and the figure.
 """
 import argparse
+import csv
 import os
 import shlex
 import subprocess
@@ -27,6 +28,9 @@ from plumbing.runs import (
 JUDGED = {"base": "eval_base", "rft": "eval_rft", "grm": "eval_grm"}
 PAPER = {"base": "-", "rft": "68.8", "grm": "69.9", "guided": {"8": "72.0", "32": "72.8"},
          "voting": {"1": "67.9", "8": "70.6", "32": "71.0"}}
+TABLES = {"base": ("training", "base, greedy"), "rft": ("training", "GRM-RFT, greedy"),
+          "grm": ("training", "GRM, greedy"), "voting": ("scaling", "vote @"),
+          "guided": ("scaling", "guided @"), "random": ("scaling", "random @")}
 
 
 def commands(args, out):
@@ -136,22 +140,34 @@ def summarise(out, seed, seconds):
                    f"guided{last}-random{last}": paired_ci(random, guided)}}
 
 
+def over_seeds(name, k=""):
+    """Lowest and highest seed of a row of results/*.csv; "" if it is not there."""
+    table, row = TABLES[name]
+    path = ROOT / "results" / f"{table}.csv"
+    for found in csv.DictReader(path.read_text("utf-8").splitlines()) if path.exists() else ():
+        if found["row"] == row + k and found["seeds"]:
+            low, high = (f(map(float, found["seeds"].split())) for f in (min, max))
+            return f"{low:.1f}" if low == high else f"{low:.1f}-{high:.1f}"
+    return ""
+
+
 def summary_lines(summary):
     """What the demo prints before the curves."""
     lines = [f"toy world, {summary['n_test']} test items, seed {summary['seed']}: accuracy in %; "
-             "paper: 27B, Overall"]
+             "paper: 27B, Overall; seeds: three, results/"]
 
-    def add(label, value, told, interval=""):
-        lines.append(f"  {label:<23}{100 * value:5.1f}  {interval:<14}{told}")
+    def add(label, value, paper, seeds, interval=""):
+        lines.append(f"  {label:<23}{100 * value:5.1f}  {interval:<14}{paper:<12}"
+                     f"seeds {seeds}".rstrip())
     for name in JUDGED:
         low, high = summary[name]["greedy_ci"]
-        add(f"{name:<4} greedy", summary[name]["greedy"], f"paper {PAPER[name]}",
+        add(f"{name:<4} greedy", summary[name]["greedy"], f"paper {PAPER[name]}", over_seeds(name),
             f"[{100 * low:.1f}, {100 * high:.1f}]")
     for method, label in (("voting", "Voting@"), ("guided", "guided by meta RM @")):
         for k, value in summary[method].items():
-            add(label + k, value, f"paper {PAPER[method].get(k, '-')}")
+            add(label + k, value, f"paper {PAPER[method].get(k, '-')}", over_seeds(method, k))
     for k, value in summary["random_subset"].items():
-        add(f"random {int(k) // 2} of {k}", value, "(control)")
+        add(f"random {int(k) // 2} of {k}", value, "(control)", over_seeds("random", k))
     lines.append("paired differences, 95 % intervals in points:")
     for name, (low, high) in summary["paired"].items():
         lines.append(f"  {name:<20} [{100 * low:+.1f}, {100 * high:+.1f}]")

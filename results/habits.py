@@ -3,16 +3,22 @@
     python -m results.habits base=runs/toy/eval_base RFT=runs/toy/eval_rft GRM=runs/toy/eval_grm \\
         GRM=runs/toy/voting                        # -> results/habits.csv
 
-A run of eval.py gives one row (greedy), a run of infer_scale.py one for its single judgments, one
-for all of its votes and, with meta logits, one for the guided votes. Test items with two responses
-only. A clear verdict names one response:
+A greedy run gives one row, a run of infer_scale.py one for its single judgments, one for all of its
+votes and, with meta logits, one for the guided votes. Several runs under one name are seeds: the
+row is their mean. Test items with two responses only, but for "first in lists". A clear verdict
+names one response:
 
     first     share of verdicts for the response shown first, mean of two shares: where it is truly
               best, and where it is not. So truth weighs nothing: 50 % is no habit, 100 % nothing
-              else. Empty for votes, whose judgments see different orders.
-    longest   the same for the longest response
+              else. Of guided votes: that of the judgments that vote. Empty for all votes, whose
+              judgments are those of the row above
+    first by seed, both orders
+              the same for each run; share of pairs with the same verdict in both orders
+    longest   as first, for the longest response
     right, longest best / longest worse
               accuracy on either side: what the habit gives, and what it takes
+    first in lists
+              share of verdicts for the response shown first, of n > 2; a fair judge's in brackets
 
 and, for the judges of eval.py runs, content before the verdict. The true criteria are written for
 the judge, and it fills in the level of every criterion in both orders. With response A first, m_A =
@@ -27,7 +33,7 @@ from pathlib import Path
 
 import torch
 
-from eval import credit, is_longest, mean, verdict
+from eval import credit, is_longest, mean, report, verdict
 from grm import build_prompt, encode_chat
 from infer_scale import default_k_meta, meta_vote, vote
 from plumbing import generation
@@ -79,24 +85,51 @@ def habits_in(judged):
 
 
 def rows_of(label, folder):
-    """Rows of the table from one run's samples."""
-    pairs = [r for r in read_rows(Path(folder) / "samples.jsonl")
-             if r.get("n") == 2 and r["rewards"]]
+    """{how: row} of the table from one run's samples."""
+    judged = read_rows(Path(folder) / "samples.jsonl")
+    pairs = [r for r in judged if r.get("n") == 2 and r["rewards"]]
     if not pairs:
         raise UserError(f"{label}={folder} has no judged pairs; give a run of eval.py or "
                         "infer_scale.py with more items (--limit)")
     k = len(pairs[0]["samples"])
+    greedy = read_json(Path(folder) / "config.json")["args"]["temperature"] == 0
     single = [(r, s["scores"], s["permutation"][0]) for r in pairs for s in r["samples"]]
-    rows = [{"judge": label, "how": "greedy" if k == 2 else "single", **habits_in(single)}]
-    if k > 2:
+    found = {"greedy" if greedy else "single": habits_in(single)}
+    if greedy:
+        lists = report([r for r in judged if r.get("n", 0) > 2 and r["rewards"]] or pairs)
+        found["greedy"] |= {"both orders": report(pairs)["swap_consistency"], "first in lists":
+                            [lists["first_position"], lists["first_expected"]]}
+    else:
         scores = [[s["scores"] for s in r["samples"]] for r in pairs]
-        rows.append({"judge": label, "how": f"vote@{k}", **habits_in(
-            [(r, vote(s), None) for r, s in zip(pairs, scores)])})
+        found[f"vote@{k}"] = habits_in([(r, vote(s), None) for r, s in zip(pairs, scores)])
         if "meta_logits" in pairs[0]:
-            rows.append({"judge": label, "how": f"guided@{k}", **habits_in(
+            voting = [(r, s["scores"], s["permutation"][0]) for r in pairs for s in kept(r, k)]
+            found[f"guided@{k}"] = habits_in(
                 [(r, meta_vote(s, r["meta_logits"], default_k_meta(k)), None)
-                 for r, s in zip(pairs, scores)])})
-    return rows
+                 for r, s in zip(pairs, scores)]) | {"first": habits_in(voting)["first"]}
+    return {how: {"judge": label, "how": how, **row} for how, row in found.items()}
+
+
+def kept(row, k):
+    """The judgments of a row that guided voting lets vote."""
+    usable = [j for j in range(k) if row["samples"][j]["scores"]]
+    usable.sort(key=lambda j: -row["meta_logits"][j])
+    return [row["samples"][j] for j in usable[:default_k_meta(k)]]
+
+
+def mean_row(rows):
+    """One row of those of several seeds: means, and `first` of each."""
+    table = {}
+    for column, value in rows[0].items():
+        values = [r[column] for r in rows]
+        if isinstance(value, list):  # a share, and the share that chance would have
+            a, b = (mean(v[i] for v in values) for i in (0, 1))
+            table[column] = f"{a:.3f} ({b:.3f})"
+        else:
+            table[column] = value if len(set(values)) == 1 else mean(values)
+        if column == "first":
+            table["first by seed"] = " ".join(f"{v:.3f}" for v in values)
+    return table
 
 
 @torch.no_grad()
@@ -156,14 +189,16 @@ def main():
     parser.add_argument("--output", default=str(ROOT / "results"), help="folder of the table")
     args = read_flags(parser)
     share_threads()
-    table = []
+    by_name = {}
     for label, _, folder in (run.partition("=") for run in args.runs):
         if not (Path(folder) / "samples.jsonl").exists():
             raise UserError(f"{label}={folder}: no samples.jsonl there; give NAME=FOLDER of a run")
         rows = rows_of(label, folder)
-        if rows[0]["how"] == "greedy" and args.items:
-            rows[0] |= content_of(folder, args.items)
-        table += rows
+        if "greedy" in rows and args.items:
+            rows["greedy"] |= content_of(folder, args.items)
+        for how, row in rows.items():
+            by_name.setdefault((label, how), []).append(row)
+    table = [mean_row(rows) for rows in by_name.values()]
     write_csv(Path(args.output) / "habits.csv", table)
     columns = list(dict.fromkeys(k for r in table for k in r))
     rows = [{k: f"{v:.3f}" if isinstance(v, float) else str(v) for k, v in r.items()}

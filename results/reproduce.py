@@ -138,7 +138,7 @@ def plan(seed):
 
 
 def run_seed(seed, only):
-    """The commands of one seed that are not finished; a failure ends this seed."""
+    """The commands of one seed that are not finished; a failure ends this seed: its exit code."""
     for part, command in plan(seed):
         words = command.split()
         output = Path(words[words.index("--output") + 1])
@@ -150,7 +150,7 @@ def run_seed(seed, only):
             code = subprocess.run([sys.executable, *words], stdout=file, stderr=file).returncode
         if code:
             print(f"seed {seed}: exit code {code} of {command}; see {log}", flush=True)
-            return
+            return code
         seconds = f"{time.time() - started:.1f} s"
         (output / ".finished").write_text(f"{' '.join(words)}\n{git_commit()}\n{seconds}\n")
         record_finished(seed)
@@ -159,6 +159,7 @@ def run_seed(seed, only):
 
 @command_line
 def main():
+    os.chdir(ROOT)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds to run")
     parts = dict.fromkeys(part for part, _ in plan(0))
@@ -167,11 +168,11 @@ def main():
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time, a thread each")
     parser.add_argument("--tables", action="store_true", help="run nothing; tables and figures")
     args = read_flags(parser)
-    os.chdir(ROOT)
+    codes = []
     if not args.tables:
         os.environ.setdefault("SPCT_THREADS", "1")
         with ThreadPoolExecutor(args.jobs) as pool:
-            list(pool.map(lambda seed: run_seed(seed, args.only), args.seeds))
+            codes = list(pool.map(lambda seed: run_seed(seed, args.only), args.seeds))
     for seed in args.seeds:
         record_finished(seed)
     tables = make_tables(seeds_on_record())  # also those of other machines and days
@@ -179,6 +180,8 @@ def main():
     fill_readmes(tables)
     reasons.make(seeds_on_record())
     guidance.make(seeds_on_record())
+    if any(codes):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def measure(row, what):
 
     greedy, tokens: of its first judgment; #3: credit of judgment 3.  score, score@8: the score of a
     single response, by one judgment or per block of 8.  vote@8, guided@32/4 (k_meta 4; else half),
-    random@8, oracle@8: mean credit over the disjoint blocks of k.
+    random@8, oracle@8: mean credit over the disjoint blocks of k.  margin@8: as guided, but by the
+    highest minus the second highest score of a judgment, which needs no training.
     """
     kind, k, k_meta = re.fullmatch(r"([a-z]+|#)@?(\d+)?/?(\d+)?", what).groups()
     if kind == "tokens":
@@ -58,6 +59,9 @@ def measure(row, what):
         return tuple(single_scores(row, int(k)) if k else single_scores(row)[:1])
     if kind in ("greedy", "#"):
         return credit(row["samples"][int(k or 0)]["scores"], row["rewards"])
+    if kind == "margin":
+        best = [sorted(s["scores"] or [], reverse=True) for s in row["samples"]]
+        row, kind = {**row, "meta_logits": [b[0] - b[1] if b else None for b in best]}, "guided"
     return item_credit(row, int(k), kind, k_meta and int(k_meta))
 
 
@@ -75,8 +79,10 @@ def chooser(items, seeds):
 @functools.cache
 def result(seeds, run, what="greedy", items="n>1"):
     """The Result of a run on record, or None. The pairs of one best-of-N item (`of`) are one item:
-    its credit is their product, all must be won."""
+    its credit is their product, all must be won. "RUN, seed 0" is the run of that seed only."""
     values, domains, labels, commits = {}, {}, {}, set()
+    run, _, only = run.partition(", seed ")
+    seeds = [s for s in seeds if only in ("", str(s))]
     for seed in seeds:
         record = load(seed, run)
         counts = record and chooser(items, seeds)
@@ -275,7 +281,9 @@ CLAIMS = [  # what the paper claims, and the rows that put it to the test
     ("... without non-hinted judgments", "ablations", ["RFT without non-hinted sampling (2)"]),
     ("... without general data", "ablations", ["RFT without general data"]),
     ("RFT and RL are worse without principles", "ablations", ["GRM without principles"]),
-    ("Bradley-Terry is worse than the GRM", "methods", ["Bradley-Terry (BTRM)"])]
+    ("Bradley-Terry is worse than the GRM", "methods", ["Bradley-Terry (BTRM)"]),
+    ("lists are as good as pairs", "list_or_pairs", ["GRM, pairs"]),
+    ("a reference answer helps", "reference", ["GRM, reference shown"])]
 
 
 def fill_readmes(tables):
@@ -341,8 +349,8 @@ def table_lines(name, rows):
     value, lines, more = next(v for v in VALUES if v in rows[0]), [], MORE.get(name, {})
     scale, unit = (1, "tokens") if value == "tokens" else (100, "points")
     # the others are in the CSV file and the figure
-    rows = [r for r in rows if not re.search(r"@(2|4|16)$", r["measure"])
-            and not r["row"].endswith(("guided @1", "random @1"))]
+    rows = [r for r in rows if not re.search(r"(vote|random)@(2|4|16)$|(guided|random)@1$",
+                                             r["measure"])]
     for r in rows:
         ends = [percent(r[end], "", scale) for end in ("low", "high")]
         compared = interval(r, scale)

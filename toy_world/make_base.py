@@ -6,9 +6,9 @@
 The base model is pretrained from scratch on clean judgments and on a small general-instruction
 corpus: that is the "undamaged judge", the ceiling of every table. It is then made imperfect by
 further training on noisy judgments, in the way that real LLM judges are: by two habits that its
-judgments share, a liking for the response shown first and for the longest one. They do not come
-from what is written in a response, so its knowledge stays larger than its verdicts show. Its other
-faults are few and ill-chosen principles with arbitrary weights, and some slips.
+judgments share, a strong liking for the response shown first and a weak one for the longest. They
+do not come from what is written in a response, so it knows more than its verdicts show.
+It also names too few principles, chooses them badly, gives them random weights, and slips at times.
 Pretraining also teaches it to follow a hint, right or wrong, and to use a reference answer. In the
 damage's lessons the judgments that are shown a reference stay clean.
 The committed base was pretrained in two parts, the second with more lists than the first
@@ -275,7 +275,12 @@ def train_on(model, tokenizer, state_file, steps, noisy, lr, batch_size, seed, l
     """Next-token training on fresh lessons, loss on the answers only; resumable every 100 steps."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     state, step = runs.load_state(state_file), 0
+    made = {"steps": steps, "seed": seed, "batch_size": batch_size,
+            "parameters": sum(p.numel() for p in model.parameters())}
     if state:
+        if state.get("made") != made:
+            raise runs.UserError(f"{state_file} is of another base ({state.get('made')}; now "
+                                 f"{made}); take another --output, or delete {state_file.parent}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
@@ -314,7 +319,7 @@ def train_on(model, tokenizer, state_file, steps, noisy, lr, batch_size, seed, l
                   f"{pace * (steps - step) / 60:.0f} minutes left", flush=True)
         if step % 100 == 0 or step == steps:
             runs.save_state(state_file, model=model.state_dict(),
-                            optimizer=optimizer.state_dict(), step=step)
+                            optimizer=optimizer.state_dict(), step=step, made=made)
     return model.eval()
 
 

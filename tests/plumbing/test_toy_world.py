@@ -4,7 +4,7 @@ import random
 from collections import Counter
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, error_of
 from transformers import AutoModelForCausalLM
 
 from grm import build_prompt, encode_chat, is_correct, parse_scores, sample_judgments
@@ -163,3 +163,6 @@ def test_making_a_base_resumes(cli, tmp_path):
     assert code == 0 and "step" not in out and weights[0] != weights[1]
     assert weights == [(tmp_path / name / "model.safetensors").read_bytes()
                        for name in ("small", "small-undamaged")]
+    for other in (["--seed", 1], ["--steps", 3]):  # not the finished state of another base
+        said = error_of(cli(*command, *other))
+        assert "clean.pt is of another base" in said and "take another --output" in said

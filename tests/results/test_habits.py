@@ -2,6 +2,7 @@
 import pytest
 from conftest import ROOT
 
+from plumbing.runs import write_json, write_rows
 from results import habits
 
 
@@ -38,6 +39,35 @@ def test_ties_are_no_verdicts_and_votes_have_no_first():
     found = habits.habits_in([(r, s, None) for r, s, _ in judged])
     assert found["clear"] == pytest.approx(2 / 3) and "first" not in found
     assert found["accuracy"] == pytest.approx(1.5 / 3)
+
+
+def test_seeds_are_averaged_and_guided_votes_show_whom_they_kept(tmp_path):
+    def run(name, firsts, temperature=0, meta_logits=None):
+        """Pairs whose judgments name the first response, or not; and one list of three."""
+        rows = []
+        for best in (0, 1):
+            samples = [{"permutation": [f, 1 - f], "reason": "ok", "tokens": 1, "scores":
+                        [9 if (i == f) == first else 1 for i in range(2)]}
+                       for f, first in zip((0, 1) * 2, firsts)]
+            rows.append(row(best, 0, [])[0] | {"domain": "chat", "samples": samples} | (
+                {"meta_logits": meta_logits} if meta_logits else {}))
+        three = {"permutation": [2, 0, 1], "scores": [1, 1, 9], "reason": "ok", "tokens": 1}
+        rows.append({"id": "list", "n": 3, "domain": "chat", "rewards": [0, 1, 0],
+                     "response_lengths": [1, 2, 3], "samples": [three] * len(firsts)} | (
+                         {"meta_logits": meta_logits} if meta_logits else {}))
+        write_rows(tmp_path / name / "samples.jsonl", rows)
+        write_json(tmp_path / name / "config.json", {"args": {"temperature": temperature}})
+        return habits.rows_of("GRM", tmp_path / name)
+    one, two = run("a", (1, 1))["greedy"], run("b", (1, 0))["greedy"]
+    assert (one["first"], one["both orders"], one["first in lists"]) == (1.0, 0.0, [1.0, 1 / 3])
+    assert two["both orders"] == 1.0
+    table = habits.mean_row([one, two])
+    assert table["first by seed"] == f"1.000 {two['first']:.3f}" and table["both orders"] == 0.5
+    assert table["first in lists"] == "1.000 (0.333)"
+    voted = run("votes", (1, 1, 0, 0), 0.5, [0.1, 0.2, 3.0, 2.0])
+    assert list(voted) == ["single", "vote@4", "guided@4"]
+    assert (voted["single"]["first"], voted["guided@4"]["first"]) == (0.5, 0.0)
+    assert "greedy" in run("two", (1, 1), 0) and "single" in run("two", (1, 1), 0.5)
 
 
 def test_the_undamaged_judge_knows_more_and_leans_less():

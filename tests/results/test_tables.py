@@ -182,6 +182,21 @@ def test_a_row_by_hand(put):
     assert (again["difference_seeds"], again["from"], again["to"]) == ("0 1", 0.5, 0.5)
 
 
+def test_a_run_of_one_seed_stands_beside_a_run_that_has_only_that_one(put):
+    for seed, right in enumerate((1, 0)):
+        put("grm/greedy", right_and_wrong(right), seed)
+        records.record_finished(seed)
+    both, one = tables.finish((0, 1), [["b", "grm/greedy", "greedy"],
+                                       ["b, seed 0", "grm/greedy, seed 0", "greedy"]])
+    assert (both["chat"], one["chat"], one["seeds"]) == (0.5, 1.0, "100.0")
+
+
+def test_a_command_that_fails_is_told_by_the_exit_code(put, monkeypatch, capsys):
+    monkeypatch.setattr(reproduce, "ROOT", Path.cwd())
+    monkeypatch.setattr(reproduce, "plan", lambda seed: [("grm", "-c 0/0 --output here/x")])
+    assert reproduce.run_seed(0, None) == 1 and "exit code 1 of -c 0/0" in capsys.readouterr().out
+
+
 def test_items_of_a_row(put):
     put("base/greedy", right_and_wrong(0, 1, 1, domains=["chat", "safety", "safety"]))
     put("more/greedy", [*right_and_wrong(0, 1, 1, 0, domains=["chat"] + ["safety"] * 3),
@@ -223,6 +238,10 @@ def test_measures_by_hand():
         "greedy", "tokens", "#1", "vote@1", "vote@4", "guided@4", "guided@4/1", "oracle@2")}
     assert found == {"greedy": 0.0, "tokens": 7, "#1": 1.0, "vote@1": 0.5, "vote@4": 1.0,
                      "guided@4": 1.0, "guided@4/1": 1.0, "oracle@2": 1.0}
+    # by the margin: 8 and 8 of the first and third vote; of the last two 8 and 1
+    row["samples"][1]["scores"], row["samples"][3]["scores"] = [5, 6], None
+    assert [tables.measure(row, w) for w in ("margin@4", "margin@4/1", "margin@2")] == [
+        0.5, 0.0, 0.5]
 
 
 def test_compute_of_a_vote_by_hand():
