@@ -145,9 +145,9 @@ def over_seeds(name, k=""):
     table, row = TABLES[name]
     path = ROOT / "results" / f"{table}.csv"
     for found in csv.DictReader(path.read_text("utf-8").splitlines()) if path.exists() else ():
-        if found["row"] == row + k and found["seeds"]:
+        if found.get("row") == row + k and found.get("seeds"):
             low, high = (f(map(float, found["seeds"].split())) for f in (min, max))
-            return f"{low:.1f}" if low == high else f"{low:.1f}-{high:.1f}"
+            return f"  seeds {low:.1f}" + f"-{high:.1f}" * (low < high)
     return ""
 
 
@@ -157,8 +157,7 @@ def summary_lines(summary):
              "paper: 27B, Overall; seeds: three, results/"]
 
     def add(label, value, paper, seeds, interval=""):
-        lines.append(f"  {label:<23}{100 * value:5.1f}  {interval:<14}{paper:<12}"
-                     f"seeds {seeds}".rstrip())
+        lines.append(f"  {label:<23}{100 * value:5.1f}  {interval:<14}{paper:<10}{seeds}".rstrip())
     for name in JUDGED:
         low, high = summary[name]["greedy_ci"]
         add(f"{name:<4} greedy", summary[name]["greedy"], f"paper {PAPER[name]}", over_seeds(name),

@@ -92,13 +92,17 @@ def rows_of(label, folder):
         raise UserError(f"{label}={folder} has no judged pairs; give a run of eval.py or "
                         "infer_scale.py with more items (--limit)")
     k = len(pairs[0]["samples"])
-    greedy = read_json(Path(folder) / "config.json")["args"]["temperature"] == 0
+    config = Path(folder) / "config.json"
+    if not config.exists() or "temperature" not in read_json(config).get("args", {}):
+        raise UserError(f"{label}={folder}: no config.json of eval.py or infer_scale.py there")
+    greedy = read_json(config)["args"]["temperature"] == 0
     single = [(r, s["scores"], s["permutation"][0]) for r in pairs for s in r["samples"]]
     found = {"greedy" if greedy else "single": habits_in(single)}
     if greedy:
-        lists = report([r for r in judged if r.get("n", 0) > 2 and r["rewards"]] or pairs)
-        found["greedy"] |= {"both orders": report(pairs)["swap_consistency"], "first in lists":
-                            [lists["first_position"], lists["first_expected"]]}
+        found["greedy"]["both orders"] = report(pairs)["swap_consistency"]
+        if lists := [r for r in judged if r.get("n", 0) > 2 and r["rewards"]]:
+            found["greedy"]["first in lists"] = [report(lists)[key] for key in (
+                "first_position", "first_expected")]
     else:
         scores = [[s["scores"] for s in r["samples"]] for r in pairs]
         found[f"vote@{k}"] = habits_in([(r, vote(s), None) for r, s in zip(pairs, scores)])
@@ -120,6 +124,9 @@ def kept(row, k):
 def mean_row(rows):
     """One row of those of several seeds: means, and `first` of each."""
     table = {}
+    if len({(r["items"], len(r)) for r in rows}) > 1:
+        raise UserError(f"the runs of {rows[0]['judge']} did not judge the same items; give them "
+                        "different names")
     for column, value in rows[0].items():
         values = [r[column] for r in rows]
         if isinstance(value, list):  # a share, and the share that chance would have
@@ -163,8 +170,13 @@ def content_of(folder, count):
     """Measures before the verdict, of the judge that a run of eval.py judged with."""
     args = read_json(Path(folder) / "config.json")["args"]
     if args["data"] != "toy":
-        raise UserError(f"{folder} did not judge the toy's items; their true criteria are unknown")
+        raise UserError(f"{folder} did not judge the toy's items, so their true criteria are "
+                        "unknown; give --items 0")
     model, tokenizer = generation.load_model(args["model"], "cpu", torch.float32)
+    words = {tokenizer.convert_tokens_to_ids(word + mark) for word in VERDICTS.values()
+             for mark in ",."}
+    if len(words - {None, tokenizer.unk_token_id}) < 2 * len(VERDICTS):
+        raise UserError(f"{args['model']} does not have the toy's words; give --items 0")
     pairs = [e for e in load_examples("toy", args["split"], args["limit"])
              if len(e.responses) == 2][:count]
     bias, content, one_order = [], [], []

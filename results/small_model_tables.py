@@ -68,6 +68,7 @@ def record_run(out, folder, validation, about):
     items = {r["id"]: r for r in read_rows(out / "test.jsonl")}
     before, after = (read_rows(out / GREEDY[judge] / "samples.jsonl")
                      for judge in ("GRM-RFT", "GRM"))
+    about = about | {key: told[name].get(key) for key in ("where", "date")}  # of the last stage
     judgments = [
         {**{key: items[a["id"]][key] for key in ("id", "prompt", "responses", "rewards")},
          "permutation": a["samples"][0]["permutation"],

@@ -1,6 +1,6 @@
 """How the toy's base models were made: pretraining on clean judgments, then on habits.
 
-    python -m toy_world.make_base               # toy_world/medium and its undamaged judge: an hour
+    python -m toy_world.make_base               # runs/base/medium and its undamaged judge; an hour
     python -m toy_world.make_base --size small  # the other sizes: small (0.2M), large (1.2M)
 
 The base model is pretrained from scratch on clean judgments and on a small general-instruction
@@ -271,16 +271,19 @@ def lesson(rng, noisy, progress):
     return build_prompt(item, "compact", rating, principles, reference, hint), text
 
 
-def train_on(model, tokenizer, state_file, steps, noisy, lr, batch_size, seed, label):
-    """Next-token training on fresh lessons, loss on the answers only; resumable every 100 steps."""
+def train_on(model, tokenizer, state_file, steps, noisy, lr, batch_size, seed, label, start=""):
+    """Next-token training on fresh lessons, loss on the answers only; resumable every 100 steps.
+
+    start: a digest of the weights that it starts from.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     state, step = runs.load_state(state_file), 0
     made = {"steps": steps, "seed": seed, "batch_size": batch_size,
-            "parameters": sum(p.numel() for p in model.parameters())}
+            "parameters": sum(p.numel() for p in model.parameters()), "start": start}
     if state:
         if state.get("made") != made:
             raise runs.UserError(f"{state_file} is of another base ({state.get('made')}; now "
-                                 f"{made}); take another --output, or delete {state_file.parent}")
+                                 f"{made}); take another --output, or delete {state_file}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
@@ -342,7 +345,8 @@ def make_base(size, output, steps, damage_steps, seed):
           f"{len(tokenizer)} tokens")
     train_on(model, tokenizer, work / "clean.pt", steps, False, 2e-3, 64, seed, "pretraining")
     runs.save_model(output / f"{size}-undamaged", model, tokenizer, DEFAULTS)
-    train_on(model, tokenizer, work / "damaged.pt", damage_steps, True, 5e-4, 64, seed, "damage")
+    train_on(model, tokenizer, work / "damaged.pt", damage_steps, True, 5e-4, 64, seed, "damage",
+             runs.content(work / "clean.pt"))
     runs.save_model(output / size, model, tokenizer, DEFAULTS)
 
 
@@ -362,8 +366,7 @@ def main():
     parser = argparse.ArgumentParser(description="Make the toy's base model and the undamaged one.")
     parser.add_argument("--size", default="medium", choices=sorted(SIZES),
                         help="small 0.2M, medium 0.6M, large 1.2M parameters")
-    parser.add_argument("--output", default=str(runs.ROOT / "toy_world"),
-                        help="folder for the model folders")
+    parser.add_argument("--output", default="runs/base", help="folder for the model folders")
     parser.add_argument("--steps", type=int, default=3500, help="pretraining steps of 64 chats")
     parser.add_argument("--damage_steps", type=int, default=300,
                         help="steps of 64 chats on noisy judgments")

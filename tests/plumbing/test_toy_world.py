@@ -166,3 +166,5 @@ def test_making_a_base_resumes(cli, tmp_path):
     for other in (["--seed", 1], ["--steps", 3]):  # not the finished state of another base
         said = error_of(cli(*command, *other))
         assert "clean.pt is of another base" in said and "take another --output" in said
+    (tmp_path / ".small" / "clean.pt").unlink()  # pretrained again: the damage is of the old one
+    assert "damaged.pt is of another base" in error_of(cli(*command, "--steps", 3))

@@ -2,7 +2,7 @@
 import pytest
 from conftest import ROOT
 
-from plumbing.runs import write_json, write_rows
+from plumbing.runs import UserError, write_json, write_rows
 from results import habits
 
 
@@ -68,6 +68,15 @@ def test_seeds_are_averaged_and_guided_votes_show_whom_they_kept(tmp_path):
     assert list(voted) == ["single", "vote@4", "guided@4"]
     assert (voted["single"]["first"], voted["guided@4"]["first"]) == (0.5, 0.0)
     assert "greedy" in run("two", (1, 1), 0) and "single" in run("two", (1, 1), 0.5)
+
+
+def test_runs_that_are_not_seeds_of_each_other_are_refused(tmp_path):
+    one = {"judge": "GRM", "how": "greedy", "items": 2, "accuracy": 0.5}
+    with pytest.raises(UserError, match="did not judge the same items"):
+        habits.mean_row([one, {**one, "items": 3}])
+    write_rows(tmp_path / "samples.jsonl", [row(0, 0, [9, 1], samples=[{}])[0]])
+    with pytest.raises(UserError, match="no config.json of eval.py"):
+        habits.rows_of("GRM", tmp_path)
 
 
 def test_the_undamaged_judge_knows_more_and_leans_less():

@@ -1,15 +1,20 @@
 """results/small_model.py: the whole recipe at tiny size, and its table from the records."""
 import csv
 import json
+import os
 import re
 import shlex
+import shutil
+import signal
+import threading
+import time
 
 import pytest
 from conftest import ROOT, animals, error_of, run_program
 
 from eval import item_credit
 from plumbing.records import example_from_dict
-from plumbing.runs import read_json, read_rows, write_rows
+from plumbing.runs import UserError, read_json, read_rows, write_rows
 from results import small_model, small_model_tables
 from toy_world import world
 
@@ -65,16 +70,49 @@ def test_the_whole_recipe_ends_with_a_table_and_does_nothing_twice(tmp_path, mon
         sum(item_credit(r, 1) for r in voted) / len(voted), abs=1e-4)
     about = read_json(out / "record" / "its own" / "about.json")
     assert about["rate"] == best and len(about["judgments"]) == small_model_tables.SHOWN
-    assert {"where", "when", "model", "data", "budget", "seed", "validation"} <= set(about)
+    assert {"where", "date", "model", "data", "budget", "seed", "validation"} <= set(about)
     tries = [s for s in read_rows(out / "stages.jsonl") if s["stage"] == "rl_1e-3"]
     assert [s["status"] for s in tries] == [1, 0]
 
     count = len(commands)  # the same command makes nothing again; other flags are refused
     assert run_program("results.small_model", *words)[0] == 0 and len(commands) == count
     said = error_of(run_program("results.small_model", *words, "--seed", 1))
-    assert "stage warmup was made with other flags" in said and "take another --output" in said
-    said = error_of(run_program("results.small_model", *words, "--data", "pandalm"))
-    assert "was made with" in said and "pairs.jsonl" in said and "take another --output" in said
+    assert "--seed 0 there, 1 here" in said and "choose another --output" in said
+    assert run_program("results.small_model", *words)[0] == 0 and len(commands) == count
+    (out / "stages.jsonl").write_bytes((out / "stages.jsonl").read_bytes()[:-40])  # a torn line
+    shutil.rmtree(out / "eval_rft")  # and a stage whose files are gone
+    assert run_program("results.small_model", *words)[0] == 0
+    assert [c.split()[0] for c in commands[count:]] == ["eval.py", "infer_scale.py"]
+    write_rows(tmp_path / "pairs.jsonl", rows[::-1])  # other items under the same name
+    assert "the items" in error_of(run_program("results.small_model", *words))
+
+
+def test_a_stage_ends_with_the_program_that_started_it(tmp_path):
+    script = tmp_path / "stage.py"
+    script.write_text("import pathlib, sys, time\npathlib.Path(sys.argv[1]).touch()\n"
+                      "time.sleep(60)", encoding="utf-8")
+
+    def stop():
+        while not (tmp_path / "began").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+    threading.Thread(target=stop).start()
+    started = time.time()
+    with pytest.raises(KeyboardInterrupt):
+        small_model.launch(f"{script} {tmp_path}/began")
+    assert time.time() - started < 50  # the stage was ended, not waited for
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)  # and no child is left
+
+
+def test_files_of_ones_own_stay_as_they_are(tmp_path):
+    pairs = [{"id": str(i), "prompt": f"Say {i}.", "responses": ["a", "b"], "rewards": [1, 0]}
+             for i in range(60)]
+    write_rows(tmp_path / "train.jsonl", pairs)
+    said = error_of(run_program("results.small_model", "--data", tmp_path / "train.jsonl",
+                                "--output", tmp_path))
+    assert "is not empty and not a run folder" in said
+    assert len(read_rows(tmp_path / "train.jsonl")) == 60
 
 
 def test_the_cost_of_a_stage_is_that_of_all_its_attempts(tmp_path, monkeypatch):
@@ -169,9 +207,9 @@ def test_source_files_become_records(tmp_path):
              for a, b, c in ((2, 2, 1), (1, 1, 0), (1, 2, 0), (0, 0, 0), (0, 0, 1))]
     (tmp_path / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
     (tmp_path / "testset-v1.json").write_text(json.dumps(voted), encoding="utf-8")
-    small_model.split_by_prompt(f"politeness:{tmp_path}/pairs.json", tmp_path, 32)
-    polite = [row for part in ("train", "validation", "test")
-              for row in read_rows(tmp_path / f"{part}.jsonl")]
+    parts = small_model.split_by_prompt(small_model.read_pairs(
+        f"politeness:{tmp_path}/pairs.json"), 32)
+    polite = [row for rows in parts.values() for row in rows]
     assert {tuple(zip(r["responses"], r["rewards"], strict=True)) for r in polite} == {
         (("Good.", 1), ("Bad.", 0)), (("Bad.", 0), ("Good.", 1))}
     assert sorted(r["prompt"][-1]["content"] for r in polite)[:2] == [
@@ -186,3 +224,7 @@ def test_source_files_become_records(tmp_path):
     said = error_of(run_program("results.small_model", "--data", f"pandalm:{tmp_path}/none.json",
                                 "--output", tmp_path / "out"))
     assert "download it and give --data pandalm:FILE" in said
+    with pytest.raises(UserError, match="row 0: KeyError 'annotator1'; is this the file of"):
+        small_model.read_pairs(f"pandalm:{tmp_path}/pairs.json")
+    with pytest.raises(UserError, match="of 3 items only .*; give more short pairs"):
+        small_model.split_by_prompt(annotated[:1] * 3, 99)
