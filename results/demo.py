@@ -154,7 +154,7 @@ def over_seeds(name, k=""):
 def summary_lines(summary):
     """What the demo prints before the curves."""
     lines = [f"toy world, {summary['n_test']} test items, seed {summary['seed']}: accuracy in %; "
-             "paper: 27B, Overall; seeds: three, results/"]
+             "paper: 27B, Overall; seeds: three, 2,026 items"]
 
     def add(label, value, paper, seeds, interval=""):
         lines.append(f"  {label:<23}{100 * value:5.1f}  {interval:<14}{paper:<10}{seeds}".rstrip())

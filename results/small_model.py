@@ -89,11 +89,12 @@ def read_source(name, path=""):
     try:
         if not path and not kept.exists():
             text = urllib.request.urlopen(SOURCES[name], timeout=60).read().decode()
+            json.loads(text)  # before it is kept
             write_text(kept, text)
         source = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{name}: cannot read {path or SOURCES[name]} ({error}); download it and "
-                        f"give --data {name}:FILE") from None
+        raise UserError(f"{name}: cannot read {kept} ({error}); download {SOURCES[name]} and give "
+                        f"--data {name}:FILE") from None
     examples = []
     for i, row in enumerate(source):
         try:
