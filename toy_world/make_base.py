@@ -11,8 +11,9 @@ do not come from what is written in a response, so it knows more than its verdic
 It also names too few principles, chooses them badly, gives them random weights, and slips at times.
 Pretraining also teaches it to follow a hint, right or wrong, and to use a reference answer. In the
 damage's lessons the judgments that are shown a reference stay clean.
-The committed base was pretrained in two parts, the second with more lists than the first
-(results/LOG.md). This command makes a sibling of it, not the same weights.
+The committed medium base was pretrained in two parts, the second with more lists than the first.
+This command makes another one, and a better one: 60.8 % of the test items instead of 53.4, and 98.3
+instead of 86.9 before the damage (results/LOG.md). The committed small and large are its own.
 No rule acts at inference: habits are in the weights. After that nothing is ever told to the model
 again but what the paper's recipe tells a model: which response is best. All scores anywhere are
 parsed from text that the model wrote; the truth in here is used for labels and for analysis only.
