@@ -82,7 +82,7 @@ def result(seeds, run, what="greedy", items="n>1"):
     its credit is their product, all must be won. "RUN, seed 0" is the run of that seed only."""
     values, domains, labels, commits = {}, {}, {}, set()
     run, _, only = run.partition(", seed ")
-    seeds = [s for s in seeds if only in ("", str(s))]
+    seeds = tuple(s for s in seeds if only in ("", str(s)))
     for seed in seeds:
         record = load(seed, run)
         counts = record and chooser(items, seeds)

@@ -223,7 +223,7 @@ def test_source_files_become_records(tmp_path):
     assert isinstance(annotated[0], type(example_from_dict(animals(1)[0])))
     said = error_of(run_program("results.small_model", "--data", f"pandalm:{tmp_path}/none.json",
                                 "--output", tmp_path / "out"))
-    assert "download it and give --data pandalm:FILE" in said
+    assert "testset-v1.json and give --data pandalm:FILE" in said
     with pytest.raises(UserError, match="row 0: KeyError 'annotator1'; is this the file of"):
         small_model.read_pairs(f"pandalm:{tmp_path}/pairs.json")
     with pytest.raises(UserError, match="of 3 items only .*; give more short pairs"):
