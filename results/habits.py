@@ -48,6 +48,7 @@ from plumbing.runs import (
     read_rows,
     share_threads,
 )
+from results.small_model_tables import kept_half
 from results.tables import fill, markdown
 from toy_world.world import VERDICTS
 
@@ -107,18 +108,11 @@ def rows_of(label, folder):
         scores = [[s["scores"] for s in r["samples"]] for r in pairs]
         found[f"vote@{k}"] = habits_in([(r, vote(s), None) for r, s in zip(pairs, scores)])
         if "meta_logits" in pairs[0]:
-            voting = [(r, s["scores"], s["permutation"][0]) for r in pairs for s in kept(r, k)]
+            voting = [(r, s["scores"], s["permutation"][0]) for r in pairs for s in kept_half(r)]
             found[f"guided@{k}"] = habits_in(
                 [(r, meta_vote(s, r["meta_logits"], default_k_meta(k)), None)
                  for r, s in zip(pairs, scores)]) | {"first": habits_in(voting)["first"]}
     return {how: {"judge": label, "how": how, **row} for how, row in found.items()}
-
-
-def kept(row, k):
-    """The judgments of a row that guided voting lets vote."""
-    usable = [j for j in range(k) if row["samples"][j]["scores"]]
-    usable.sort(key=lambda j: -row["meta_logits"][j])
-    return [row["samples"][j] for j in usable[:default_k_meta(k)]]
 
 
 def mean_row(rows):

@@ -15,6 +15,7 @@ blind rule could give. In a pair a judgment is right or wrong by the response th
 content can say one thing: which response the meta RM takes for the better one.
 """
 from collections import defaultdict
+from operator import gt, lt, ne
 from pathlib import Path
 
 from eval import (
@@ -26,6 +27,7 @@ from eval import (
     paired_ci,
     report,
     roc_auc,
+    verdict,
 )
 from infer_scale import vote
 from plumbing.figures import (
@@ -164,6 +166,12 @@ def measures(run):
             found[f"{judge}, names the first"] = told["first_position"], None, None
     if "GRM" in greedy:
         put("GRM - GRM-RFT, greedy", greedy["GRM"], rows, greedy["GRM-RFT"])
+        before, after = ([verdict(r["samples"][0]["scores"]) for r in run[GREEDY[judge]]["rows"]]
+                         for judge in ("GRM-RFT", "GRM"))
+        found |= {name: (sum(map(compared, a, b)), None, None) for name, compared, a, b in (
+            ("greedy verdicts that RL changed", ne, before, after),
+            ("greedy verdicts that RL made right", lt, greedy["GRM-RFT"], greedy["GRM"]),
+            ("greedy verdicts that RL made wrong", gt, greedy["GRM-RFT"], greedy["GRM"]))}
     for judge, stage in (("GRM-RFT", "voting_rft"), ("GRM", "voting")):
         rows = run.get(stage, {}).get("rows", [])
         for k in (k for k in (1, 8, 32) if rows and k <= len(rows[0]["samples"])):
@@ -191,7 +199,10 @@ def measures(run):
     for key, label in (("all", "all"), ("grm", "the GRM's")):
         told = run["meta_rm"]["report"]["held_out"].get(key, {}) if "meta_rm" in run else {}
         if told.get("auc") is not None:
-            found[f"meta RM, ROC-AUC, held-out items, {label}"] = told["auc"], None, None
+            found |= {f"{name}, held-out items, {label}": (told[value], None, None)
+                      for name, value in (
+                          ("meta RM, ROC-AUC", "auc"), ("judgments right", "positive"),
+                          ("meta RM right at logit 0", "accuracy"))}
     if "rl" in run:
         rewards = run["rl"]["training"]["reward/mean"]
         found["RL reward, first 10 steps"] = mean(rewards[:10]), None, None
@@ -237,11 +248,16 @@ def make_tables(folder=RUNS, output=ROOT / "results"):
     write_csv(Path(output) / "small_model.csv", rows)
     draw({name: run["voting"]["rows"] for name, run in runs.items() if "voting" in run},
          Path(output) / "small_model.png")
-    print_table([{"row": r["row"], **{c: r[c] if r[c] == "" or r["row"].startswith("seconds") else
-                                      f"{r[c]:.2f}" if r["row"].startswith("RL reward") else
-                                      f"{100 * r[c]:.1f}" for c in columns}}
-                 for r in rows], ["row", *columns])
+    print_table([{"row": r["row"], **{c: shown(r["row"], r[c]) for c in columns}} for r in rows],
+                ["row", *columns])
     print(f"wrote {output}/small_model.csv and .png")
+
+
+def shown(row, value):
+    """Percent, but for counts and the reward."""
+    if value == "" or row.startswith(("seconds", "greedy verdicts")):
+        return value
+    return f"{value:.2f}" if row.startswith("RL reward") else f"{100 * value:.1f}"
 
 
 def draw(runs, path):

@@ -146,6 +146,10 @@ def test_the_committed_table_and_judgments_are_those_of_the_records(tmp_path, mo
     small_model_tables.make_tables(output=tmp_path)
     made, kept = (read_csv(folder / "small_model.csv") for folder in (tmp_path, ROOT / "results"))
     assert made == kept
+    gained = [float(kept[f"greedy verdicts that RL made {word}"]["rl-1e-4"])
+              for word in ("right", "wrong")]  # no ties here: what RL gains is their difference
+    assert (gained[0] - gained[1]) / 145 == pytest.approx(
+        float(kept["GRM - GRM-RFT, greedy"]["rl-1e-4"]), abs=1e-4)
     pages = (ROOT / "docs" / "real_models.md").read_text(encoding="utf-8")
     judgments = read_json(small_model_tables.RUNS / "rl-1e-4" / "about.json")["judgments"]
     assert len(judgments) == 3
